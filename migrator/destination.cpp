@@ -1,0 +1,490 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/destination.h"
+
+#include "common/secrets.h"
+#include "migrator/command_template.h"
+#include "migrator/paths.h"
+#include "nbd-proxy/record_store.h"
+
+#include <algorithm>
+
+namespace drover {
+namespace {
+
+using rpc::Json;
+
+constexpr const char* memory_user = "migration-memory";
+constexpr milliseconds destroy_patience{15000};
+constexpr milliseconds run_patience{20000};
+constexpr milliseconds adopt_patience{5000};
+// Another agent of the same migration is told to end, and cleans up before it does.
+constexpr milliseconds displace_patience{20000};
+
+std::string hex_param(const Json& params, const char* key, size_t digits) {
+    const std::string text = rpc::string_param(params, key);
+    const bool lower = text.find_first_not_of("0123456789abcdef") == std::string::npos;
+    if (text.size() != digits || !lower) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("parameter '{}': {} hexadecimal digits are expected", key, digits));
+    }
+    return text;
+}
+
+// An agent's journal is there to help a recovery; one that can't be gone on with does not stop it.
+std::unique_ptr<StepLog> journal_of(const std::string& path, const std::string& migration) {
+    const auto content = read_journal(path);
+    if (content && content->text("migration") == migration) {
+        return Journal::go_on(path);
+    }
+    return std::make_unique<NoJournal>();
+}
+
+} // namespace
+
+// The hypervisor, once there is one, as takeover.h has it.
+class Destination::Vm : public VmAtDestination {
+public:
+    explicit Vm(IncomingVm& driver) : driver_(driver) {}
+    bool ready() const override { return driver_.ready(); }
+    bool may_have_run() const override { return driver_.may_have_run(); }
+    asio::awaitable<void> run(bool paused) override { return driver_.run(paused, run_patience); }
+    asio::awaitable<void> destroy() override { return driver_.destroy(destroy_patience); }
+
+private:
+    IncomingVm& driver_;
+};
+
+Destination::Destination(asio::any_io_executor executor, const SiteConfig& site, Lost lost)
+    : executor_(std::move(executor)), site_(site), lost_(std::move(lost)) {}
+
+Destination::~Destination() = default;
+
+void Destination::require_acting(const char* method) const {
+    if (stage_ != Stage::acting) {
+        throw Error(
+            ErrorKind::state,
+            fmt::format("{}: {}",
+                        method,
+                        stage_ == Stage::blank ? "nothing was prepared" : "the migration is over"));
+    }
+}
+
+void Destination::require_not_promoted(const char* method) const {
+    require_acting(method);
+    if (takeover_->promoted()) {
+        throw Error(ErrorKind::state, fmt::format("{}: it was promoted already", method));
+    }
+}
+
+// One agent for a VM; the lock ends with this process. Of the same migration the last one to come
+// acts: the way to the one before has been lost.
+asio::awaitable<void> Destination::lock(milliseconds patience) {
+    make_directories(paths().vm_state(vm_.name), 0700);
+    lock_.emplace(paths().agent_lock(vm_.name));
+    bool locked = lock_->try_lock("agent");
+    if (!locked && patience.count() != 0) {
+        const auto holder = lock_->holder();
+        if (holder && holder->migration == migration_) {
+            co_await end_process(holder->pid, holder->started, patience);
+        }
+        locked = co_await lock_->lock_within("agent", patience);
+    }
+    if (!locked) {
+        throw Error(ErrorKind::state,
+                    fmt::format("another migration of {} to this host is under way", vm_.name));
+    }
+    lock_->note_migration(migration_);
+}
+
+void Destination::make_disks() {
+    disks_.clear();
+    for (const VmDescription::Disk& disk : vm_.disks) {
+        disks_.push_back(std::make_unique<DestinationDisk>(
+            executor_, site_, vm_.name, disk, [this](const std::string& detail) {
+                lost_("disk-exited", detail);
+            }));
+    }
+}
+
+Json Destination::check(const Json& params) {
+    rpc::only_params(params, {"vm", "disk_only"});
+    if (stage_ != Stage::blank) {
+        throw Error(ErrorKind::state, "check: a migration is under way");
+    }
+    disk_only_ = rpc::bool_param(params, "disk_only", false);
+    vm_ = check_description(site_, params.value("vm", Json()), disk_only_);
+    make_disks();
+    uint64_t generation = 0;
+    for (const auto& disk : disks_) {
+        disk->check();
+        generation = std::max(generation, disk->generation());
+    }
+    return {{"generation", generation}};
+}
+
+asio::awaitable<Json> Destination::prepare(Json params) {
+    rpc::only_params(params, {"migration", "generation", "vm", "psk_key", "disk_only"});
+    migration_ = hex_param(params, "migration", 32);
+    psk_key_ = hex_param(params, "psk_key", 64);
+    const uint64_t generation = rpc::uint_param(params, "generation");
+    const Json checked{{"vm", params.value("vm", Json())},
+                       {"disk_only", rpc::bool_param(params, "disk_only", false)}};
+    check(checked);
+    const milliseconds at_once(0);
+    co_await lock(at_once);
+    co_await end_leftover();
+    Json facts = checked;
+    facts["migration"] = migration_;
+    facts["generation"] = generation;
+    journal_ = Journal::create(paths().journal(vm_.name), "destination", facts);
+    co_await journal_->step(JournalStep::prepare);
+    stage_ = Stage::acting; // whatever happens now is undone by a refusal
+    make_takeover();
+    Json answer{{"disks", Json::array()}, {"memory", nullptr}};
+    for (const auto& disk : disks_) {
+        co_await disk->prepare(migration_, generation, psk_key_);
+        answer["disks"].push_back(disk->description());
+    }
+    if (has_hypervisor()) {
+        memory_port_ = listen_tcp(site_);
+        memory_port_number_ = memory_port_->port;
+        Json memory{{"port", memory_port_number_}, {"psk_user", memory_user}};
+        answer["memory"] = std::move(memory);
+    }
+    co_return answer;
+}
+
+// What an agent of another migration has left here when it was killed. No disk of this VM belongs
+// to this host, so nothing of it can be in use.
+asio::awaitable<void> Destination::end_leftover() {
+    const auto left = read_journal(paths().journal(vm_.name));
+    if (!left || left->over()) {
+        co_return;
+    }
+    if (has_hypervisor()) {
+        co_await adopt_hypervisor();
+        co_await hypervisor_->destroy(destroy_patience);
+        takeover_vm_.reset();
+        hypervisor_.reset();
+    }
+    Journal::end(paths().journal(vm_.name));
+}
+
+// What an agent that is gone has begun, as far as it came.
+asio::awaitable<Json> Destination::take_over(Json params) {
+    rpc::only_params(params, {"migration", "vm", "disk_only"});
+    const std::string migration = hex_param(params, "migration", 32);
+    if (stage_ == Stage::acting && migration != migration_) {
+        throw Error(ErrorKind::state, "take_over: this agent acts for another migration");
+    }
+    if (stage_ == Stage::blank) {
+        migration_ = migration;
+        disk_only_ = rpc::bool_param(params, "disk_only", false);
+        vm_ = check_description(site_, params.value("vm", Json()), disk_only_);
+        co_await lock(displace_patience);
+        make_disks();
+        for (const auto& disk : disks_) {
+            disk->attach(migration_);
+        }
+        journal_ = journal_of(paths().journal(vm_.name), migration_);
+        stage_ = Stage::acting;
+        co_await adopt_hypervisor();
+        make_takeover();
+    }
+    const std::vector<DiskStanding> standings = co_await takeover_->standing();
+    Json answer{{"disks", Json::array()},
+                {"hypervisor", hypervisor_ ? hypervisor_->state() : "none"}};
+    for (size_t i = 0; i < standings.size(); ++i) {
+        answer["disks"].push_back(standing_json(disks_[i]->name(), standings[i]));
+    }
+    co_return answer;
+}
+
+void Destination::make_takeover() {
+    Takeover::Parts parts;
+    for (const auto& disk : disks_) {
+        parts.disks.push_back(disk.get());
+    }
+    parts.vm = takeover_vm_.get();
+    parts.steps = journal_.get();
+    takeover_ = std::make_unique<Takeover>(std::move(parts), migration_);
+}
+
+void Destination::make_hypervisor() {
+    CommandValues values;
+    values.vm = vm_.name;
+    values.qmp = paths().qmp_socket(vm_.name);
+    values.nics = vm_.nics;
+    values.values = vm_.values;
+    for (const auto& disk : disks_) {
+        values.disks.push_back({disk->name(), paths().disk_socket(vm_.name, disk->name())});
+    }
+    IncomingSpec spec;
+    spec.vm = vm_.name;
+    spec.hypervisor = vm_.hypervisor;
+    spec.command = expand_command(site_.hypervisors.at(vm_.hypervisor), values);
+    spec.monitor = values.qmp;
+    spec.log = paths().hypervisor_log(vm_.name);
+    spec.key_dir = paths().vm_run(vm_.name) + "/keys";
+    hypervisor_ = make_incoming(spec);
+    takeover_vm_ = std::make_unique<Vm>(*hypervisor_);
+}
+
+asio::awaitable<void> Destination::adopt_hypervisor() {
+    if (!has_hypervisor()) {
+        co_return;
+    }
+    make_hypervisor();
+    try {
+        co_await hypervisor_->adopt(adopt_patience);
+    } catch (const Error& error) {
+        // One that does not answer can still be ended.
+        lost_("hypervisor-exited", error.what());
+    }
+}
+
+asio::awaitable<Json> Destination::incoming() {
+    require_not_promoted("incoming");
+    if (hypervisor_ || !memory_port_) {
+        throw Error(ErrorKind::state, "incoming: there is no memory to wait for");
+    }
+    co_await journal_->step(JournalStep::memory);
+    make_hypervisor();
+    make_takeover();
+
+    MemoryLink link;
+    link.host = site_.listen;
+    link.port = memory_port_number_;
+    link.psk_user = memory_user;
+    link.psk_key = psk_key_;
+    HypervisorLost lost = [this](const std::string& what) { lost_("hypervisor-exited", what); };
+    memory_port_.reset(); // it listens on the port itself, from now
+    co_await hypervisor_->start_incoming(std::move(link), std::move(lost), site_.timeouts.start);
+    co_return Json::object();
+}
+
+asio::awaitable<Json> Destination::loaded() {
+    require_not_promoted("loaded");
+    if (!hypervisor_) {
+        throw Error(ErrorKind::state, "loaded: no hypervisor was started");
+    }
+    co_await hypervisor_->wait_loaded(no_deadline);
+    co_return Json::object();
+}
+
+asio::awaitable<Json> Destination::promote(Json params) {
+    rpc::only_params(params, {"token"});
+    require_acting("promote");
+    if (has_hypervisor() && !hypervisor_) {
+        throw Error(ErrorKind::state, "promote: no hypervisor was started");
+    }
+    const std::string token = rpc::string_param(params, "token");
+    co_await takeover_->promote(token);
+    if (!has_hypervisor()) {
+        keep_vm_file(); // else after run(): the VM is paused meanwhile
+    }
+    co_return Json::object();
+}
+
+asio::awaitable<Json> Destination::run(Json params) {
+    rpc::only_params(params, {"paused"});
+    require_acting("run");
+    const bool paused = rpc::bool_param(params, "paused", false);
+    co_await takeover_->run(paused);
+    runs_ = true;
+    keep_vm_file(); // should this host or its agent die before `finish`
+    co_return Json::object();
+}
+
+asio::awaitable<Json> Destination::status() {
+    Json answer{{"disks", Json::array()},
+                {"hypervisor", hypervisor_ ? hypervisor_->state() : "none"}};
+    for (const auto& disk : disks_) {
+        Json status = co_await disk->status();
+        answer["disks"].push_back(std::move(status));
+    }
+    co_return answer;
+}
+
+Json Destination::forward_key() {
+    require_not_promoted("forward_key");
+    if (!disk_only_) {
+        throw Error(ErrorKind::state, "forward_key: the VM comes here, nobody forwards");
+    }
+    Json disks = Json::array();
+    for (const auto& disk : disks_) {
+        disk->add_forward_key(random_hex(32));
+        disks.push_back(disk->forward_description());
+    }
+    return {{"disks", std::move(disks)}};
+}
+
+asio::awaitable<Json> Destination::refuse() {
+    Json answer{{"disks", Json::array()}};
+    if (stage_ == Stage::blank) {
+        co_return answer;
+    }
+    require_acting("refuse");
+    const std::vector<std::string> tokens = co_await takeover_->refuse();
+    for (size_t i = 0; i < tokens.size(); ++i) {
+        answer["disks"].push_back({{"name", disks_[i]->name()}, {"refusal_token", tokens[i]}});
+    }
+    co_await remove_all();
+    co_return answer;
+}
+
+asio::awaitable<Json> Destination::supersede(Json params) {
+    rpc::only_params(params, {"generation"});
+    require_acting("supersede");
+    co_await supersede_at(rpc::uint_param(params, "generation"));
+    co_return Json::object();
+}
+
+bool Destination::is_held() const {
+    return std::any_of(
+        disks_.begin(), disks_.end(), [](const auto& disk) { return !disk->promoted_here(); });
+}
+
+bool Destination::was_forced() const {
+    const auto first = peek_record(paths().disk_state(vm_.name, disks_.front()->name()));
+    return first && may_write(*first) && first->stage == drover::Stage::over &&
+           first->token.empty();
+}
+
+bool Destination::is_whole() const {
+    return std::all_of(
+        disks_.begin(), disks_.end(), [](const auto& disk) { return disk->is_consistent(); });
+}
+
+// One quiesce of the VM has one token for all its disks.
+bool Destination::is_of_one_moment() const {
+    std::string token_hash;
+    for (const auto& disk : disks_) {
+        const auto record = peek_record(paths().disk_state(vm_.name, disk->name()));
+        if (!record || record->stage != drover::Stage::handed_over ||
+            (disk != disks_.front() && record->token_hash != token_hash)) {
+            return disks_.size() == 1;
+        }
+        token_hash = record->token_hash;
+    }
+    return true;
+}
+
+asio::awaitable<void> Destination::promote_rest() {
+    const auto first = peek_record(paths().disk_state(vm_.name, disks_.front()->name()));
+    std::string token = first ? first->token : std::string();
+    co_await takeover_->promote(std::move(token));
+    if (hypervisor_ && hypervisor_->ready()) {
+        co_await takeover_->run(false);
+        runs_ = true;
+    }
+    keep_vm_file();
+}
+
+asio::awaitable<uint64_t> Destination::promote_by_force() {
+    const bool may_run = takeover_->promoted() && !was_forced();
+    co_await journal_->step(JournalStep::force);
+    if (hypervisor_ && !may_run) {
+        // Its memory may be of another moment than the disks.
+        co_await hypervisor_->destroy(destroy_patience);
+    }
+    for (const auto& disk : disks_) {
+        co_await disk->promote_by_force();
+    }
+    if (hypervisor_ && may_run && hypervisor_->ready()) {
+        co_await takeover_->run(false);
+        runs_ = true;
+    }
+    keep_vm_file();
+    co_await end_journal();
+    stage_ = Stage::over;
+    co_return disks_.front()->generation();
+}
+
+// Of a promoted VM that its source was forced to take back.
+asio::awaitable<void> Destination::supersede_at(uint64_t generation) {
+    for (const auto& disk : disks_) {
+        co_await disk->supersede(generation);
+    }
+    if (hypervisor_) {
+        co_await hypervisor_->destroy(destroy_patience);
+    }
+    co_await end_journal();
+    stage_ = Stage::over;
+}
+
+asio::awaitable<void> Destination::remove_all() {
+    stage_ = Stage::over;
+    memory_port_.reset();
+    std::vector<asio::awaitable<void>> removing;
+    for (const auto& disk : disks_) {
+        removing.push_back(disk->remove());
+    }
+    co_await all_to_the_end(std::move(removing));
+    co_await end_journal();
+}
+
+// Should the source be lost, this is all that there is of the VM; and if it is not, it asks.
+asio::awaitable<void> Destination::put_down() {
+    stage_ = Stage::over;
+    memory_port_.reset();
+    if (hypervisor_) {
+        co_await hypervisor_->destroy(destroy_patience);
+    }
+    for (const auto& disk : disks_) {
+        co_await disk->put_down();
+    }
+}
+
+asio::awaitable<void> Destination::end_journal() {
+    co_await journal_->step(JournalStep::over);
+}
+
+asio::awaitable<Json> Destination::finish() {
+    require_acting("finish");
+    co_await takeover_->finish();
+    keep_vm_file();
+    co_await end_journal();
+    stage_ = Stage::over;
+    co_return Json::object();
+}
+
+asio::awaitable<void> Destination::abandon() {
+    if (stage_ != Stage::acting) {
+        co_return;
+    }
+    if (!takeover_->promoted()) {
+        if (is_whole()) {
+            co_await put_down();
+        } else {
+            co_await refuse();
+        }
+        co_return;
+    }
+    // The source does not know yet; whoever recovers it tells it, and finishes.
+    for (const auto& disk : disks_) {
+        disk->remove_key();
+    }
+    keep_vm_file();
+    stage_ = Stage::over;
+}
+
+// So that `drover serve`, `status` and the next migration know the VM here by its name.
+void Destination::keep_vm_file() const {
+    VmFile file;
+    file.name = vm_.name;
+    file.hypervisor = disk_only_ ? "none" : vm_.hypervisor;
+    for (const auto& disk : disks_) {
+        file.disks.push_back({disk->name(), disk->store()});
+    }
+    if (!disk_only_) {
+        file.nics = vm_.nics;
+        file.values = vm_.values;
+    }
+    if (hypervisor_ && file.hypervisor == "qemu") {
+        file.local["qmp"] = paths().qmp_socket(vm_.name);
+    }
+    write_file_atomically(paths().arrived_vm_file(vm_.name), to_toml(file), 0600);
+}
+
+} // namespace drover

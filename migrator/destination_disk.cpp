@@ -1,0 +1,311 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/destination_disk.h"
+
+#include "migrator/ctl.h"
+#include "migrator/paths.h"
+#include "nbd-proxy/record_store.h"
+
+#include <filesystem>
+
+#include <unistd.h>
+
+namespace drover {
+namespace {
+
+using rpc::Json;
+
+// Plugin calls that write no more than a record. `finish` and `refuse` close the image's streams.
+constexpr milliseconds call_patience{30000};
+
+std::string migration_user(const std::string& migration) {
+    return "migration-" + migration.substr(0, 16);
+}
+
+bool exists(const std::string& path) {
+    return ::access(path.c_str(), F_OK) == 0;
+}
+
+} // namespace
+
+DestinationDisk::DestinationDisk(asio::any_io_executor executor,
+                                 const SiteConfig& site,
+                                 std::string vm,
+                                 VmDescription::Disk disk,
+                                 std::function<void(const std::string&)> lost)
+    : executor_(std::move(executor)), site_(site), vm_(std::move(vm)), disk_(std::move(disk)),
+      lost_(std::move(lost)) {}
+
+DestinationDisk::~DestinationDisk() {
+    lost_ = nullptr;
+    if (control_) {
+        control_->close("the agent ends");
+    }
+}
+
+DiskStore DestinationDisk::store() const {
+    return destination_store(site_, vm_, disk_.name);
+}
+
+bool DestinationDisk::is_in_images() const {
+    return store().file == fmt::format("{}/{}/{}.img", site_.images, vm_, disk_.name);
+}
+
+void DestinationDisk::check() const {
+    const DiskStore where = store();
+    const std::string label = fmt::format("disk {}/{}", vm_, disk_.name);
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    if (record && may_write(*record)) {
+        throw Error(
+            ErrorKind::refused,
+            fmt::format("{} is this host's own already (role {}, generation {}): it can't come "
+                        "from elsewhere; if it is to be given up, move {} and its image away",
+                        label,
+                        to_string(record->role),
+                        record->generation,
+                        paths().disk_state(vm_, disk_.name)));
+    }
+    if (is_in_images() && !record && exists(where.file)) {
+        throw Error(
+            ErrorKind::refused,
+            fmt::format("{} is there already, and no migration is known to have left it: move "
+                        "it away, or name it in {}/{}.toml if it may be overwritten",
+                        where.file,
+                        paths().vm_files(),
+                        vm_));
+    }
+    // What an agent that was killed left behind is a replica; anything else is a disk in use.
+    if (!record && find_served(vm_, disk_.name)) {
+        throw Error(
+            ErrorKind::state,
+            fmt::format("{} is being served here: `drover serve {} --stop` ends that", label, vm_));
+    }
+}
+
+uint64_t DestinationDisk::generation() const {
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    return record ? record->generation : 0;
+}
+
+asio::awaitable<void> DestinationDisk::start() {
+    ServeDisk serve;
+    serve.name = disk_.name;
+    serve.store = store();
+    serve.role = ServeRole::destination;
+    serve.size = disk_.size;
+    serve.block_size = disk_.block_size;
+    running_ = true;
+    std::function<void()> work = [this, serve] { served_ = start_disk(site_, vm_, serve); };
+    co_await on_a_thread(std::move(work));
+    connect();
+}
+
+void DestinationDisk::connect() {
+    RpcPeer::Events events;
+    events.on_close = [this](const std::string& reason) {
+        if (lost_) {
+            lost_(fmt::format("disk {}: its nbdkit has ended ({}); its log is {}",
+                              disk_.name,
+                              reason,
+                              paths().disk_log(vm_, disk_.name)));
+        }
+    };
+    control_ = connect_peer(
+        executor_, "disk " + disk_.name, paths().disk_control(vm_, disk_.name), std::move(events));
+}
+
+asio::awaitable<void>
+DestinationDisk::prepare(std::string migration, uint64_t generation, std::string key) {
+    check();
+    migration_ = migration;
+    // Also one that a killed agent left: check() has seen that it is no disk of a VM here.
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    const bool replica = record && record->role == Role::replica;
+    created_ = is_in_images() && (replica || !exists(store().file));
+    running_ = true;
+    std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); }; // of such an agent
+    co_await on_a_thread(std::move(stop));
+    co_await start();
+    Json params{{"migration", migration},
+                {"generation", generation},
+                {"uuid", disk_.uuid},
+                {"block_size", disk_.block_size}};
+    const Json answer = co_await call("prepare", std::move(params));
+    refusal_hash_ = answer.at("refusal_hash").get<std::string>();
+    user_ = migration_user(migration);
+    add_psk_key(vm_, disk_.name, user_, key);
+}
+
+void DestinationDisk::attach(const std::string& migration) {
+    migration_ = migration;
+    user_ = migration_user(migration);
+    lost_ = nullptr;
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    if (!record || record->migration != migration) {
+        return;
+    }
+    created_ = is_in_images() && record->role == Role::replica;
+    running_ = record->role == Role::replica;
+}
+
+asio::awaitable<DiskStanding> DestinationDisk::standing() {
+    co_return recorded_standing(vm_, disk_.name);
+}
+
+DiskStanding recorded_standing(const std::string& vm, const std::string& disk) {
+    const auto record = peek_record(paths().disk_state(vm, disk));
+    DiskStanding standing;
+    if (record) {
+        standing.role = record->role;
+        standing.stage = record->stage;
+        standing.generation = record->generation;
+        standing.migration = record->migration;
+        standing.may_have_run = record->may_have_run;
+    }
+    return standing;
+}
+
+Json standing_json(const std::string& name, const DiskStanding& standing) {
+    return {{"name", name},
+            {"role", to_string(standing.role)},
+            {"stage", to_string(standing.stage)},
+            {"generation", standing.generation},
+            {"migration", standing.migration},
+            {"may_have_run", standing.may_have_run}};
+}
+
+void DestinationDisk::add_forward_key(const std::string& key) {
+    forward_user_ = "forward-" + migration_.substr(0, 16);
+    forward_key_ = key;
+    add_psk_key(vm_, disk_.name, forward_user_, key);
+}
+
+// A disk that is not served any more is served again: what is asked of it is for its record.
+asio::awaitable<Json> DestinationDisk::call(std::string method, Json params) {
+    if (!control_ || control_->closed()) {
+        co_await start();
+    }
+    Json answer = co_await control_->call(std::move(method), std::move(params), call_patience);
+    co_return answer;
+}
+
+asio::awaitable<void> DestinationDisk::promote(std::string token) {
+    Json params{{"migration", migration_}, {"token", token}};
+    co_await call("promote", std::move(params));
+    running_ = created_ = false; // a disk of this host's
+}
+
+asio::awaitable<void> DestinationDisk::did_not_run() {
+    Json params{{"migration", migration_}};
+    co_await call("did_not_run", std::move(params));
+}
+
+asio::awaitable<std::string> DestinationDisk::refuse() {
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    if (!record || migration_.empty()) {
+        co_return std::string(); // it never came to a record of this migration, or that is lost
+    }
+    if (const auto token = refusal_token_of(*record, migration_)) {
+        co_return *token;
+    }
+    Json params{{"migration", migration_}};
+    const Json answer = co_await call("refuse", std::move(params));
+    created_ = is_in_images() && record->migration == migration_;
+    running_ = true;
+    co_return answer.at("refusal_token").get<std::string>();
+}
+
+bool DestinationDisk::promoted_here() const {
+    try {
+        ControlClient client(paths().disk_control(vm_, disk_.name));
+        const Json status = client.call("status", Json::object(), call_patience);
+        return status.value("unconfirmed", Json(true)) == Json(false);
+    } catch (const Error&) {
+        return false; // it is started anew when it is asked for
+    }
+}
+
+asio::awaitable<void> DestinationDisk::promote_by_force() {
+    Json params{{"migration", migration_}, {"force", true}};
+    co_await call("promote", std::move(params));
+    running_ = created_ = false;
+}
+
+asio::awaitable<void> DestinationDisk::supersede(uint64_t generation) {
+    Json params{{"migration", migration_}, {"generation", generation}};
+    co_await call("supersede", std::move(params));
+}
+
+bool DestinationDisk::is_consistent() const {
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    return record && record->migration == migration_ && record->role == Role::replica &&
+           record->stage != Stage::refused && record->consistent;
+}
+
+asio::awaitable<void> DestinationDisk::put_down() {
+    lost_ = nullptr;
+    remove_key();
+    if (!forward_user_.empty()) {
+        remove_psk_key(vm_, disk_.name, forward_user_);
+    }
+    if (control_) {
+        control_->close("the migration ends");
+    }
+    if (std::exchange(running_, false)) {
+        std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); };
+        co_await on_a_thread(std::move(stop));
+    }
+}
+
+asio::awaitable<void> DestinationDisk::remove() {
+    co_await put_down();
+    if (!created_) {
+        co_return;
+    }
+    const std::filesystem::path image = store().file;
+    std::error_code error;
+    std::filesystem::remove(image, error);
+    if (error) {
+        throw Error(ErrorKind::io, fmt::format("removing {}: {}", image.string(), error.message()));
+    }
+    // The VM's folder of images, if this was the last of them.
+    if (::rmdir(image.parent_path().c_str()) != 0 && errno != ENOTEMPTY && errno != EEXIST &&
+        errno != ENOENT) {
+        throw_errno(image.parent_path().string());
+    }
+}
+
+asio::awaitable<void> DestinationDisk::finish() {
+    lost_ = nullptr;
+    remove_key();
+    Json params{{"migration", migration_}};
+    co_await call("finish", std::move(params));
+}
+
+void DestinationDisk::remove_key() {
+    if (!user_.empty()) {
+        remove_psk_key(vm_, disk_.name, user_);
+        user_.clear();
+    }
+}
+
+asio::awaitable<Json> DestinationDisk::status() {
+    Json none = Json::object();
+    return call("status", std::move(none));
+}
+
+Json DestinationDisk::description() const {
+    return {{"name", disk_.name},
+            {"port", served_.port},
+            {"psk_user", user_},
+            {"refusal_hash", refusal_hash_},
+            {"created", created_}};
+}
+
+Json DestinationDisk::forward_description() const {
+    return {{"name", disk_.name},
+            {"port", served_.port},
+            {"psk_user", forward_user_},
+            {"psk_key", forward_key_}};
+}
+
+} // namespace drover

@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Which driver is whose: the one place that knows all of them.
+#include "migrator/drivers/none.h"
+#include "migrator/drivers/qemu.h"
+#include "migrator/paths.h"
+
+namespace drover {
+
+std::unique_ptr<OutgoingVm> make_outgoing(const VmFile& vm) {
+    if (vm.hypervisor == "qemu") {
+        const auto socket = vm.local.find("qmp");
+        return std::make_unique<QemuOutgoing>(vm.name,
+                                              socket == vm.local.end() ? paths().qmp_socket(vm.name)
+                                                                       : socket->second,
+                                              paths().vm_run(vm.name) + "/keys");
+    }
+    return std::make_unique<NoneOutgoing>();
+}
+
+std::unique_ptr<IncomingVm> make_incoming(const IncomingSpec& spec) {
+    if (spec.hypervisor == "qemu") {
+        return std::make_unique<QemuIncoming>(spec);
+    }
+    return std::make_unique<NoneIncoming>();
+}
+
+} // namespace drover

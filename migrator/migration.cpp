@@ -1,0 +1,471 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The way forward. What runs at the same time is in one all(); whoever fails first ends the others.
+#include "migrator/migration.h"
+
+#include "common/secrets.h"
+#include "migrator/driver.h"
+#include "migrator/paths.h"
+#include "migrator/vm_file.h"
+
+#include <algorithm>
+#include <filesystem>
+
+#include <asio/bind_cancellation_slot.hpp>
+#include <asio/co_spawn.hpp>
+#include <asio/this_coro.hpp>
+
+namespace drover {
+namespace {
+
+using rpc::Json;
+
+// A local call that writes no more than a record; or one across the link.
+constexpr milliseconds call_patience{30000};
+// The agent starts every disk before it answers.
+constexpr milliseconds per_disk_patience{60000};
+constexpr milliseconds memory_interval{500};
+// Reads every block at both sides.
+constexpr std::chrono::hours verify_patience{24 * 7};
+
+Json replicate_target(const std::string& address, const Json& disk, const std::string& key) {
+    return {{"host", address},
+            {"port", disk.at("port")},
+            {"psk_user", disk.at("psk_user")},
+            {"psk_key", key}};
+}
+
+const Json& named(const Json& list, const std::string& name) {
+    for (const Json& entry : list) {
+        if (entry.value("name", "") == name) {
+            return entry;
+        }
+    }
+    throw Error(ErrorKind::peer, fmt::format("the agent's answer leaves out disk {}", name));
+}
+
+// "{disk}" in it stands for the disk's name.
+std::string uri_of(std::string uri, const std::string& disk) {
+    constexpr std::string_view placeholder = "{disk}";
+    if (const size_t at = uri.find(placeholder); at != std::string::npos) {
+        uri.replace(at, placeholder.size(), disk);
+    }
+    return uri;
+}
+
+Error not_converged(std::chrono::seconds limit, const MemoryProgress& memory) {
+    return Error(
+        ErrorKind::timeout,
+        fmt::format("the memory does not converge within {} s (--converge-timeout): {} to go "
+                    "after {} passes, the link takes {}/s, the guest changes {}/s; a longer "
+                    "--downtime may help",
+                    limit.count(),
+                    format_size(memory.remaining_bytes),
+                    memory.passes,
+                    format_size(memory.send_rate),
+                    format_size(memory.dirty_rate)));
+}
+
+} // namespace
+
+asio::awaitable<void> Migration::forward() {
+    co_await check();
+    if (options_.dry_run) {
+        co_return;
+    }
+    step(PhaseEvent::step);
+    co_await prepare();
+    step(PhaseEvent::step);
+    co_await copy();
+    step(PhaseEvent::step);
+    co_await memory();
+    step(PhaseEvent::step);
+    co_await switch_over();
+    step(PhaseEvent::step);
+    if (options_.verify) {
+        co_await verify();
+    }
+    co_await finish();
+}
+
+// --- check: nothing is touched
+
+asio::awaitable<void> Migration::check() {
+    const size_t placeholder = options_.peer.to_uri.find("{disk}");
+    if (to_plain_server() && vm_.disks.size() > 1 && placeholder == std::string::npos) {
+        throw Error(
+            ErrorKind::usage,
+            fmt::format("{} has {} disks: --to must have {{disk}} in it where their names go",
+                        vm_.name,
+                        vm_.disks.size()));
+    }
+    if (options_.release_source) {
+        check_release();
+    }
+    std::vector<asio::awaitable<void>> opening;
+    for (const auto& disk : disks_) {
+        opening.push_back(open_disk(*disk));
+    }
+    co_await all(std::move(opening));
+    if (const auto last = read_journal(paths().journal(vm_.name))) {
+        burn_above(last->facts.value("generation", uint64_t{0}));
+    }
+
+    HypervisorLost lost = [this](const std::string& what) {
+        vm_lost_ = true;
+        request_stop(Error(ErrorKind::state, what));
+    };
+    co_await hypervisor_->describe(std::move(lost));
+    co_await run_hook(
+        "pre-check", vm_.hooks.pre_check, hook_environment(), patience(site_.timeouts.hook));
+    if (!to_plain_server()) {
+        co_await check_peer();
+    }
+}
+
+void Migration::check_release() const {
+    if (forwards()) {
+        throw Error(ErrorKind::usage,
+                    "--release-source with --disk-only needs --detach: else the disks are still "
+                    "served here");
+    }
+    for (const DiskSpec& disk : vm_.disks) {
+        if (disk.store.file.empty() || !std::filesystem::is_regular_file(disk.store.file)) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("--release-source: disk {} of {} is not an image file",
+                                    disk.name,
+                                    vm_.name));
+        }
+    }
+}
+
+asio::awaitable<void> Migration::open_disk(SourceDisk& disk) {
+    co_await disk.open();
+    if (hypervisor_->has_memory() && disk.status().value("clients", uint64_t{0}) == 0) {
+        throw Error(
+            ErrorKind::state,
+            fmt::format("nobody uses disk {} of {}: its hypervisor must have {} as the disk",
+                        disk.name(),
+                        vm_.name,
+                        paths().disk_socket(vm_.name, disk.name())));
+    }
+    burn_above(disk.status().value("generation", uint64_t{0}));
+}
+
+// Each attempt takes a generation that none had before, also one that came no further than its
+// journal.
+void Migration::burn_above(uint64_t generation) {
+    report_.generation = std::max(report_.generation, generation + 1);
+}
+
+asio::awaitable<void> Migration::check_peer() {
+    co_await agent_.start();
+    Json params{{"vm", vm_description()}, {"disk_only", options_.disk_only}};
+    const Json answer = co_await agent_.call("check", std::move(params), call_patience);
+    burn_above(answer.value("generation", uint64_t{0}));
+}
+
+// --- prepare: the destination's disks, and a stream to each
+
+asio::awaitable<void> Migration::prepare() {
+    make_directories(paths().vm_state(vm_.name), 0700);
+    journal_ = Journal::create(paths().journal(vm_.name), "source", journal_facts());
+    touched_ = true;
+    if (agent_.connected()) {
+        note_agent(agent_.pid());
+    }
+    for (const auto& disk : disks_) {
+        disk->migration = report_.migration;
+        if (disk->has_leftover()) { // we hold the VM's lock: nobody is at it any more
+            Json none = Json::object();
+            co_await disk->call("cancel", std::move(none), call_patience);
+        }
+        co_await disk->watch();
+    }
+    if (!to_plain_server()) {
+        co_await prepare_agent();
+    }
+    co_await journal_->step(JournalStep::replicate);
+    report_.times.streaming = Clock::now();
+    std::vector<asio::awaitable<void>> starting;
+    for (const auto& disk : disks_) {
+        Json to{{"uri", uri_of(options_.peer.to_uri, disk->name())}};
+        if (!to_plain_server()) {
+            const Json& there = named(prepared_.at("disks"), disk->name());
+            disk->refusal_hash = there.at("refusal_hash").get<std::string>();
+            to = replicate_target(data_address_, there, psk_key_);
+        }
+        starting.push_back(replicate(*disk, std::move(to)));
+    }
+    co_await all(std::move(starting));
+}
+
+asio::awaitable<void> Migration::prepare_agent() {
+    psk_key_ = random_hex(32);
+    Json params{{"migration", report_.migration},
+                {"generation", report_.generation},
+                {"vm", vm_description()},
+                {"psk_key", psk_key_},
+                {"disk_only", options_.disk_only}};
+    co_await journal_->step(JournalStep::prepare);
+    agent_.about(report_.migration, params.at("vm"), options_.disk_only);
+    agent_prepared_ = true;
+    const milliseconds limit = per_disk_patience * disks_.size();
+    prepared_ = co_await agent_.call("prepare", std::move(params), limit);
+    if (!prepared_.contains("disks")) {
+        throw Error(ErrorKind::peer, "the agent's answer to `prepare` has no disks");
+    }
+}
+
+asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to) {
+    Json params{{"migration", report_.migration},
+                {"generation", report_.generation},
+                {"to", std::move(to)},
+                {"downtime_ms", downtime_ms_}};
+    if (max_bandwidth_ != 0) {
+        params["max_bandwidth"] = std::max<uint64_t>(max_bandwidth_ / disks_.size(), 1);
+    }
+    co_await disk.call("replicate", std::move(params), patience(site_.timeouts.connect));
+}
+
+// --- copy: until all disks are ready
+
+asio::awaitable<void> Migration::copy() {
+    const auto limit = options_.converge_timeout;
+    const Deadline deadline = limit.count() == 0 ? no_deadline : Clock::now() + limit;
+    const auto ready = [](const auto& disk) { return disk->ready(); };
+    while (!std::all_of(disks_.begin(), disks_.end(), ready)) {
+        show_progress();
+        const bool woken = co_await changed_.wait_until(deadline);
+        if (woken) {
+            continue;
+        }
+        uint64_t dirty = 0, drain = 0, writes = 0;
+        for (const auto& disk : disks_) {
+            dirty += disk->number("dirty_bytes") + disk->number("lag_bytes");
+            drain += disk->number("drain_rate");
+            writes += disk->number("write_rate");
+        }
+        throw Error(
+            ErrorKind::timeout,
+            fmt::format("the disks are not ready after {} s (--converge-timeout): {} to go, the "
+                        "link takes {}/s, the guest writes {}/s",
+                        limit.count(),
+                        format_size(dirty),
+                        format_size(drain),
+                        format_size(writes)));
+    }
+    show_progress();
+    report_.times.ready = Clock::now();
+}
+
+// --- memory: until the VM is paused, with what is left fitting the downtime
+
+asio::awaitable<void> Migration::memory() {
+    std::vector<asio::awaitable<void>> before;
+    before.push_back(run_hook("pre-switchover",
+                              vm_.hooks.pre_switchover,
+                              hook_environment(),
+                              patience(site_.timeouts.hook)));
+    if (hypervisor_->has_memory()) {
+        before.push_back(incoming());
+    }
+    if (forwards() && !to_plain_server()) {
+        before.push_back(get_forward_keys());
+    }
+    co_await all(std::move(before));
+    if (!hypervisor_->has_memory()) {
+        co_return;
+    }
+    MemoryLink link;
+    link.host = data_address_;
+    link.port = prepared_.at("memory").at("port").get<uint16_t>();
+    link.psk_user = prepared_.at("memory").at("psk_user").get<std::string>();
+    link.psk_key = psk_key_;
+    journal_->note(Json{{"hypervisor_notes", hypervisor_->notes()}});
+    co_await journal_->step(JournalStep::memory);
+    report_.times.memory = Clock::now();
+    co_await set(std::nullopt, max_bandwidth_); // shared with the disks from here
+    co_await hypervisor_->start_outgoing(std::move(link), memory_tuning());
+    co_await watch_memory();
+}
+
+asio::awaitable<void> Migration::incoming() {
+    Json none = Json::object();
+    const milliseconds limit = patience(site_.timeouts.start) + call_patience;
+    co_await agent_.call("incoming", std::move(none), limit);
+}
+
+asio::awaitable<void> Migration::get_forward_keys() {
+    Json none = Json::object();
+    const Json answer = co_await agent_.call("forward_key", std::move(none), call_patience);
+    forward_keys_ = answer.at("disks");
+}
+
+// Figures for the progress, until it is cancelled.
+asio::awaitable<void> Migration::show_memory() {
+    for (;;) {
+        memory_ = co_await hypervisor_->progress();
+        show_progress();
+        co_await sleep_for(memory_interval);
+    }
+}
+
+asio::awaitable<void> Migration::watch_memory() {
+    const auto limit = options_.converge_timeout;
+    const Deadline deadline = limit.count() == 0 ? no_deadline : Clock::now() + limit;
+    asio::cancellation_signal enough;
+    bool ended = false;
+    Notifier end(executor_);
+    // Beside it, and stopped with it: the figures are no reason to fail.
+    auto done = asio::bind_cancellation_slot(enough.slot(), [&ended, &end](std::exception_ptr) {
+        ended = true;
+        end.notify();
+    });
+    asio::co_spawn(executor_, show_memory(), std::move(done));
+    std::exception_ptr failure;
+    try {
+        co_await hypervisor_->wait_paused(deadline);
+        report_.times.paused = Clock::now();
+    } catch (const Error& error) {
+        const bool slow = error.kind() == ErrorKind::timeout && memory_;
+        failure = std::make_exception_ptr(slow ? not_converged(limit, *memory_) : error);
+    } catch (...) {
+        failure = std::current_exception(); // the other one must end before this frame does
+    }
+    co_await asio::this_coro::reset_cancellation_state();
+    enough.emit(asio::cancellation_type::terminal);
+    while (!ended) {
+        co_await end.wait_until(no_deadline);
+    }
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+}
+
+// --- the switchover
+
+SwitchoverParts Migration::parts() {
+    SwitchoverParts parts;
+    for (const auto& disk : disks_) {
+        parts.disks.push_back(disk.get());
+    }
+    parts.vm = &vm_here_;
+    parts.there = agent_prepared_ ? &agent_ : nullptr;
+    parts.plain = to_plain_server();
+    parts.steps = journal_.get();
+    parts.forwards = forwards();
+    return parts;
+}
+
+void Migration::set_forward_targets() {
+    for (const auto& disk : disks_) {
+        if (to_plain_server()) {
+            disk->forward_target = Json{{"uri", uri_of(options_.peer.to_uri, disk->name())}};
+        } else {
+            const Json& key = named(forward_keys_, disk->name());
+            disk->forward_target =
+                replicate_target(data_address_, key, key.at("psk_key").get<std::string>());
+        }
+    }
+}
+
+asio::awaitable<void> Migration::switch_over() {
+    if (forwards()) {
+        set_forward_targets();
+    }
+    if (!hypervisor_->has_memory()) {
+        report_.times.paused = Clock::now();
+    } else {
+        journal_->note(Json{{"hypervisor_notes", hypervisor_->notes()}}); // paused by now?
+    }
+    Switchover switchover(parts(), [this](Moment moment) { tell_moment(moment); });
+    co_await switchover.run();
+    handover_lsns_ = switchover.handover_lsns();
+    if (options_.disk_only) {
+        turn_network();
+    }
+}
+
+void Migration::tell_moment(Moment moment) {
+    const Deadline now = Clock::now();
+    switch (moment) {
+    case Moment::memory_sent:
+        report_.times.memory_sent = now;
+        break;
+    case Moment::handed_over:
+        report_.times.handed_over = now;
+        break;
+    case Moment::fencing:
+        if (stop_reason_) {
+            throw *stop_reason_; // it came while the last answer was on its way
+        }
+        step(PhaseEvent::step); // no way back from here
+        break;
+    case Moment::fenced:
+        report_.times.fenced = now;
+        step(PhaseEvent::step);
+        if (!options_.disk_only) {
+            turn_network(); // its packets find the VM when it comes, not later
+        }
+        break;
+    case Moment::promoted:
+        report_.times.promoted = now;
+        step(PhaseEvent::step);
+        break;
+    case Moment::running:
+        report_.times.running = now;
+        break;
+    }
+}
+
+// --- verify: both sides as they were at the handover; the VM runs there, and writes
+
+asio::awaitable<void> Migration::verify() {
+    co_await journal_->step(JournalStep::verify);
+    std::vector<asio::awaitable<void>> comparing;
+    for (const auto& disk : disks_) {
+        comparing.push_back(verify_disk(*disk));
+    }
+    co_await all(std::move(comparing));
+    report_.verified = true;
+}
+
+asio::awaitable<void> Migration::verify_disk(SourceDisk& disk) {
+    const Json& there = named(prepared_.at("disks"), disk.name());
+    Json params{{"to", replicate_target(data_address_, there, psk_key_)}};
+    const Json result = co_await disk.call("verify", std::move(params), verify_patience);
+    const uint64_t different = result.at("different").get<uint64_t>();
+    if (different != 0) {
+        throw Error(ErrorKind::state,
+                    fmt::format("disk {}: {} of {} blocks are not there what they were here at the "
+                                "switchover, the first of them at byte {}. Its image here is kept. "
+                                "Look into it before you go on: `drover verify {} {}` compares "
+                                "again",
+                                disk.name(),
+                                different,
+                                result.at("blocks").get<uint64_t>(),
+                                result.at("first_different").get<uint64_t>(),
+                                vm_.name,
+                                options_.peer.host));
+    }
+}
+
+// Beside all else.
+void Migration::turn_network() {
+    turned_ = turning_ = true;
+    auto done = [this](std::exception_ptr failure) {
+        turning_ = false;
+        if (failure) {
+            turn_failure_ = text_of(failure);
+        }
+        changed_.notify();
+    };
+    asio::co_spawn(executor_,
+                   run_hook("post-switchover",
+                            vm_.hooks.post_switchover,
+                            hook_environment(),
+                            patience(site_.timeouts.hook)),
+                   std::move(done));
+}
+
+} // namespace drover

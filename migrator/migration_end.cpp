@@ -1,0 +1,225 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// How a migration ends: with clean-up at both sides, or on the way back (recovery.h).
+#include "migrator/driver.h"
+#include "migrator/migration.h"
+#include "migrator/paths.h"
+#include "migrator/serve.h"
+#include "nbd-proxy/record_store.h"
+
+#include <asio/this_coro.hpp>
+
+namespace drover {
+
+// Notes what went wrong, and goes on.
+asio::awaitable<void> Migration::attempt(std::string what, asio::awaitable<void> task) {
+    try {
+        co_await std::move(task);
+    } catch (const std::exception& error) {
+        troubles_.push_back(what.empty() ? error.what()
+                                         : fmt::format("{}: {}", what, error.what()));
+    }
+}
+
+// --- after the VM runs there
+
+asio::awaitable<void> Migration::finish() {
+    co_await take_figures();
+    for (const auto& disk : disks_) {
+        disk->unwatch();
+    }
+    Recovery::Trouble trouble = [this](const std::string& text) { troubles_.push_back(text); };
+    co_await let_go(parts(), std::move(trouble));
+    co_await wait_for_network();
+    co_await agent_.end();
+    if (!options_.disk_only || options_.release_source) {
+        // Nobody uses them any more; a disk that comes back wants their sockets.
+        for (const auto& disk : disks_) {
+            try {
+                stop_disk(site_, vm_.name, disk->name());
+            } catch (const std::exception& error) {
+                troubles_.push_back(error.what());
+            }
+        }
+    }
+    if (!troubles_.empty()) {
+        throw Error(ErrorKind::state, "clean-up remains");
+    }
+    if (options_.release_source) {
+        co_await release();
+    }
+    co_await journal_->step(JournalStep::over);
+}
+
+asio::awaitable<void> Migration::release() {
+    co_await journal_->step(JournalStep::release);
+    for (const auto& disk : disks_) {
+        const std::string file = release_image(paths().disk_state(vm_.name, disk->name()));
+        say("info", fmt::format("{} is removed", file));
+    }
+}
+
+asio::awaitable<void> Migration::wait_for_network() {
+    while (turning_) {
+        co_await changed_.wait_until(no_deadline); // the hook has a time-out of its own
+    }
+    if (!turn_failure_.empty()) {
+        troubles_.push_back(turn_failure_);
+    }
+}
+
+asio::awaitable<void> Migration::take_figures() {
+    for (size_t i = 0; i < disks_.size(); ++i) {
+        const SourceDisk& disk = *disks_[i];
+        DiskFigures figures;
+        figures.name = disk.name();
+        figures.size = disk.status().value("size", uint64_t{0});
+        figures.sent_bytes = disk.number("sent_bytes");
+        figures.captured_bytes = disk.number("captured_bytes");
+        figures.delta_bytes = disk.number("delta_bytes");
+        figures.zero_bytes = disk.number("zero_bytes");
+        figures.lsn = i < handover_lsns_.size() ? handover_lsns_[i] : 0;
+        report_.disks.push_back(std::move(figures));
+    }
+    if (hypervisor_->has_memory()) {
+        co_await attempt("", take_memory_figures());
+    }
+}
+
+asio::awaitable<void> Migration::take_memory_figures() {
+    report_.memory = co_await hypervisor_->progress();
+}
+
+// --- what did not come to its end
+
+asio::awaitable<int> Migration::conclude_failed() {
+    // Who was told to stop sees "interrupted", which is not the reason.
+    const bool stopped = stop_reason_ && can_stop(phase_);
+    report_.error = stopped ? stop_reason_->what() : text_of(failure_);
+    bool wrong_use = false;
+    try {
+        std::rethrow_exception(failure_);
+    } catch (const Error& error) {
+        wrong_use = phase_ == Phase::check && !stopped && error.kind() == ErrorKind::usage;
+    } catch (const std::exception&) {
+        // Told above; there is no exit status for it.
+    }
+    step(stopped ? PhaseEvent::stop : PhaseEvent::failure);
+    if (phase_ == Phase::undoing || phase_ == Phase::retreating) {
+        co_await go_back();
+    }
+    if (phase_ == Phase::finishing) {
+        co_await attempt("", finish());
+        step(troubles_.empty() ? PhaseEvent::step : PhaseEvent::failure);
+    }
+    co_await agent_.end();
+    report_.result = phase_name(phase_);
+    switch (phase_) {
+    case Phase::done:
+        say("warning",
+            fmt::format("{} runs at {} now, though {}", vm_.name, destination(), report_.error));
+        co_return exit_done;
+    case Phase::failed:
+        tell_failed(!vm_lost_);
+        co_return wrong_use ? exit_usage : exit_failed;
+    case Phase::unclean:
+        tell_unclean();
+        co_return exit_cleanup;
+    default:
+        tell_stranded();
+        co_return exit_recover;
+    }
+}
+
+// To `finishing`, `failed` or `stranded`.
+asio::awaitable<void> Migration::go_back() {
+    for (const auto& disk : disks_) {
+        disk->unwatch();
+    }
+    if (!touched_) {
+        step(PhaseEvent::step);
+        co_return;
+    }
+    Recovery::Plan plan;
+    plan.migration = report_.migration;
+    bool refusal_owed = false;
+    Recovery recovery(
+        parts(), std::move(plan), [this](const std::string& text) { troubles_.push_back(text); });
+    const Verdict verdict = co_await recovery.run();
+    why_stranded_ = recovery.why();
+    refusal_owed = recovery.refusal_owed();
+    if (verdict == Verdict::there) {
+        if (!turned_) {
+            turn_network();
+        }
+        step(PhaseEvent::promoted);
+        co_return;
+    }
+    if (verdict == Verdict::undecided) {
+        step(PhaseEvent::failure);
+        co_return;
+    }
+    if (phase_ == Phase::retreating) {
+        step(PhaseEvent::refused);
+    }
+    co_await wait_for_network();
+    co_await attempt("", failed_hook());
+    if (!refusal_owed) {
+        co_await attempt("", journal_->step(JournalStep::over));
+    }
+    step(recovery.runs_here() || vm_lost_ ? PhaseEvent::step : PhaseEvent::failure);
+}
+
+asio::awaitable<void> Migration::failed_hook() {
+    return run_hook("failed", vm_.hooks.failed, hook_environment(), patience(site_.timeouts.hook));
+}
+
+void Migration::tell_failed(bool runs) {
+    for (const std::string& trouble : troubles_) {
+        say("warning", trouble);
+    }
+    const char* const now = !touched_ ? "nothing was changed"
+                            : runs ? "it goes on here as before; the same command may be run again"
+                                   : "its disks stay here";
+    say("error", fmt::format("{} was not migrated: {}; {}", vm_.name, report_.error, now));
+}
+
+void Migration::tell_unclean() {
+    if (!troubles_.empty()) {
+        report_.error.clear();
+    }
+    for (const std::string& trouble : troubles_) {
+        report_.error += (report_.error.empty() ? "" : "; ") + trouble;
+    }
+    say("warning",
+        fmt::format("{} runs at {} now, but not everything is put away here: {}; `drover recover "
+                    "{}` tries it again",
+                    vm_.name,
+                    destination(),
+                    report_.error,
+                    vm_.name));
+}
+
+void Migration::tell_stranded() {
+    for (const std::string& trouble : troubles_) {
+        say("warning", trouble);
+    }
+    if (why_stranded_.empty()) {
+        say("error",
+            fmt::format("{} was not migrated: {}. Its disks are this host's, but it could not be "
+                        "resumed: look at its hypervisor, and resume it there",
+                        vm_.name,
+                        report_.error));
+        return;
+    }
+    say("error",
+        fmt::format("{0}: {1}. The VM is stopped here, its disks have been given up, and whether "
+                    "{2} has taken them over is not known ({3}); so it is started nowhere. As soon "
+                    "as {2} answers, its guardian, or `drover recover {0}`, brings it up where it "
+                    "belongs",
+                    vm_.name,
+                    report_.error,
+                    destination(),
+                    why_stranded_));
+}
+
+} // namespace drover

@@ -1,0 +1,192 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/peer_agent.h"
+
+#include "migrator/source_disk.h"
+
+namespace drover {
+namespace {
+
+using rpc::Json;
+
+constexpr uint64_t protocol_version = 1;
+// For what writes no more than records there, and a way to it and back.
+constexpr milliseconds call_patience{30000};
+// Another agent may have to end first, and disks to be started.
+constexpr milliseconds take_over_patience{60000};
+// A peer behind a dead link must not keep the clean-up here waiting for long.
+constexpr milliseconds refuse_patience{40000};
+constexpr milliseconds end_patience{5000};
+constexpr milliseconds beat_interval{5000};
+
+} // namespace
+
+PeerAgent::PeerAgent(asio::any_io_executor executor,
+                     const SiteConfig& site,
+                     const PeerOptions& peer,
+                     Events events)
+    : executor_(std::move(executor)), site_(site), peer_(peer), events_(std::move(events)) {}
+
+void PeerAgent::about(std::string migration, Json vm, bool disk_only) {
+    migration_ = std::move(migration);
+    vm_ = std::move(vm);
+    disk_only_ = disk_only;
+}
+
+asio::awaitable<void> PeerAgent::start() {
+    RpcPeer::Events events;
+    events.on_notification = [this](const rpc::Request& request) {
+        const std::string text = request.params.value("text", request.params.value("detail", ""));
+        if (request.method == "log" && events_.log) {
+            events_.log(request.params.value("level", "info"), peer_.host + ": " + text);
+        } else if (request.method == "event" && events_.lost) {
+            events_.lost(peer_.host + ": " + text);
+        }
+    };
+    events.on_close = [this](const std::string& reason) {
+        if (events_.lost) {
+            events_.lost(fmt::format("the agent at {} is gone: {}", peer_.host, reason));
+        }
+    };
+    doubtful_ = acts_ = false;
+    process_ = std::make_unique<AgentProcess>(executor_,
+                                              agent_command(peer_.rsh, peer_.host),
+                                              "agent at " + peer_.host,
+                                              std::move(events));
+    if (events_.started) {
+        events_.started(process_->pid());
+    }
+    beat_ = std::make_unique<asio::steady_timer>(executor_);
+    beat();
+    Json params{{"version", protocol_version}, {"program_version", DROVER_VERSION}};
+    const milliseconds limit = site_.timeouts.connect;
+    const Json hello = co_await call("hello", std::move(params), limit);
+    if (hello.value("version", Json()) != protocol_version) {
+        throw Error(
+            ErrorKind::refused,
+            fmt::format("the agent at {} speaks another protocol: its drover is {}, this one "
+                        "{}",
+                        peer_.host,
+                        hello.value("program_version", "?"),
+                        DROVER_VERSION));
+    }
+}
+
+// So that the agent can tell a link that is idle from one that is dead.
+void PeerAgent::beat() {
+    beat_->expires_after(beat_interval);
+    beat_->async_wait([this](asio::error_code error) {
+        if (!error && connected()) {
+            process_->notify("alive", Json::object());
+            beat();
+        }
+    });
+}
+
+asio::awaitable<Json> PeerAgent::call(std::string method, Json params, milliseconds patience) {
+    if (!process_) {
+        throw Error(ErrorKind::peer, fmt::format("no agent was started at {}", peer_.host));
+    }
+    if (method == "prepare") {
+        acts_ = true; // whatever comes back
+    }
+    try {
+        Json result = co_await process_->call(std::move(method), std::move(params), patience);
+        co_return result;
+    } catch (const Error& error) {
+        if (error.kind() == ErrorKind::timeout || error.kind() == ErrorKind::peer) {
+            doubtful_ = true;
+        }
+        throw;
+    }
+}
+
+// What may be asked for again is: of another agent, where this one has ended.
+asio::awaitable<Json>
+PeerAgent::call_acting(std::string method, Json params, milliseconds patience) {
+    const bool was_connected = connected();
+    try {
+        Json result = co_await call_once(method, params, patience);
+        co_return result;
+    } catch (const Error&) {
+        if (!was_connected || connected()) {
+            throw;
+        }
+    }
+    Json result = co_await call_once(method, params, patience);
+    co_return result;
+}
+
+// By an agent that is known to answer and to act for this migration.
+asio::awaitable<Json> PeerAgent::call_once(std::string method, Json params, milliseconds patience) {
+    if (!connected() || doubtful_) {
+        process_.reset();
+        co_await start();
+    }
+    if (!acts_ && method != "take_over") {
+        co_await take_over();
+    }
+    Json result = co_await call(std::move(method), std::move(params), patience);
+    co_return result;
+}
+
+asio::awaitable<void> PeerAgent::end() {
+    beat_.reset();
+    if (process_) {
+        const auto process = std::move(process_);
+        co_await process->end(end_patience);
+    }
+}
+
+// --- sides.h
+
+asio::awaitable<std::vector<DiskStanding>> PeerAgent::take_over() {
+    Json params{{"migration", migration_}, {"vm", vm_}, {"disk_only", disk_only_}};
+    const Json answer = co_await call_acting("take_over", std::move(params), take_over_patience);
+    std::vector<DiskStanding> standings;
+    for (const Json& disk : answer.at("disks")) {
+        standings.push_back(standing_of(disk));
+    }
+    if (standings.empty()) {
+        throw Error(ErrorKind::peer, "the agent's answer to `take_over` has no disks");
+    }
+    acts_ = true;
+    co_return standings;
+}
+
+asio::awaitable<void> PeerAgent::loaded() {
+    Json none = Json::object();
+    const milliseconds limit = site_.timeouts.handover;
+    co_await call("loaded", std::move(none), limit);
+}
+
+asio::awaitable<void> PeerAgent::promote(std::string token) {
+    Json params{{"token", token}};
+    co_await call("promote", std::move(params), call_patience);
+}
+
+asio::awaitable<void> PeerAgent::run(bool paused) {
+    Json params{{"paused", paused}};
+    co_await call("run", std::move(params), call_patience);
+}
+
+asio::awaitable<std::vector<std::string>> PeerAgent::refuse() {
+    Json none = Json::object();
+    const Json answer = co_await call_acting("refuse", std::move(none), refuse_patience);
+    std::vector<std::string> tokens;
+    for (const Json& disk : answer.at("disks")) {
+        tokens.push_back(disk.value("refusal_token", ""));
+    }
+    co_return tokens;
+}
+
+asio::awaitable<void> PeerAgent::supersede(uint64_t generation) {
+    Json params{{"generation", generation}};
+    co_await call_acting("supersede", std::move(params), call_patience);
+}
+
+asio::awaitable<void> PeerAgent::finish() {
+    Json none = Json::object();
+    co_await call_acting("finish", std::move(none), call_patience);
+}
+
+} // namespace drover

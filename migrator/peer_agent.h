@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The agent at the destination, as the source speaks to it: the process that leads to it,
+// and what a switchover and a recovery ask of it.
+#pragma once
+
+#include "migrator/cli.h"
+#include "migrator/rsh.h"
+#include "migrator/sides.h"
+
+#include <functional>
+#include <memory>
+
+namespace drover {
+
+class PeerAgent : public DestinationSide {
+public:
+    // Each may be empty.
+    struct Events {
+        std::function<void(const std::string& level, const std::string& text)> log;
+        // Something there has ended by itself, or the agent has.
+        std::function<void(const std::string& what)> lost;
+        // The process that leads to it has started.
+        std::function<void(pid_t pid)> started;
+    };
+    // site and peer outlive it.
+    PeerAgent(asio::any_io_executor executor,
+              const SiteConfig& site,
+              const PeerOptions& peer,
+              Events events);
+
+    // For take_over(): which migration, and the VM as `prepare` has it.
+    void about(std::string migration, rpc::Json vm, bool disk_only);
+
+    // Throws Error(refused) if it speaks another protocol.
+    asio::awaitable<void> start();
+    asio::awaitable<rpc::Json> call(std::string method, rpc::Json params, milliseconds patience);
+    bool connected() const { return process_ && !process_->closed(); }
+    pid_t pid() const { return process_ ? process_->pid() : 0; }
+    // Closes its input and waits for it to end. Nothing to do if it was not started.
+    asio::awaitable<void> end();
+
+    asio::awaitable<std::vector<DiskStanding>> take_over() override;
+    asio::awaitable<void> loaded() override;
+    asio::awaitable<void> promote(std::string token) override;
+    asio::awaitable<void> run(bool paused) override;
+    asio::awaitable<std::vector<std::string>> refuse() override;
+    asio::awaitable<void> supersede(uint64_t generation) override;
+    asio::awaitable<void> finish() override;
+
+private:
+    void beat();
+    asio::awaitable<rpc::Json>
+    call_acting(std::string method, rpc::Json params, milliseconds patience);
+    asio::awaitable<rpc::Json>
+    call_once(std::string method, rpc::Json params, milliseconds patience);
+
+    asio::any_io_executor executor_;
+    const SiteConfig& site_;
+    const PeerOptions& peer_;
+    const Events events_;
+    std::string migration_;
+    rpc::Json vm_;
+    bool disk_only_ = false;
+    std::unique_ptr<AgentProcess> process_;
+    std::unique_ptr<asio::steady_timer> beat_;
+    bool doubtful_ = false; // it owes an answer: who asks again asks another one
+    bool acts_ = false;     // for this migration: it has prepared it, or taken it over
+};
+
+} // namespace drover

@@ -1,0 +1,52 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// One coordinator, guardian or recovery of a VM at a time at its source, and one agent at its
+// destination: a lock that ends with its process, and a note in it of who has it.
+#pragma once
+
+#include "common/unique_fd.h"
+#include "migrator/async.h"
+
+#include <optional>
+#include <string>
+
+#include <sys/types.h>
+
+namespace drover {
+
+struct LockHolder {
+    pid_t pid = 0;
+    uint64_t started = 0; // of the process, in ticks since the boot
+    std::string what;     // "migrate", "recover", "guardian", "agent"
+    std::string migration;
+};
+
+class RunLock {
+public:
+    // path: the file, which stays. Throws Error(io).
+    explicit RunLock(std::string path) : path_(std::move(path)) {}
+
+    // false: somebody else has it.
+    bool try_lock(const std::string& what);
+    asio::awaitable<bool> lock_within(std::string what, milliseconds patience);
+    // Who has it, or had it last.
+    std::optional<LockHolder> holder() const;
+    // The process that has it noted is there still. For telling about it: to know, take the lock.
+    bool is_held() const;
+    // Under the lock.
+    void note_migration(const std::string& migration);
+
+private:
+    void write_note(const std::string& migration);
+
+    std::string path_, what_;
+    UniqueFd fd_;
+};
+
+// Ticks since the boot at which a process has started; nullopt if it is not there. With its pid,
+// that tells a process from all others of this boot.
+std::optional<uint64_t> start_of_process(pid_t pid);
+// Ends a process that is still the one that was noted: SIGTERM, and SIGKILL where `patience` does
+// not help. true: it is gone.
+asio::awaitable<bool> end_process(pid_t pid, uint64_t started, milliseconds patience);
+
+} // namespace drover

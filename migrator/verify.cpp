@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/verify.h"
+
+#include "common/secrets.h"
+#include "migrator/coordinator.h"
+#include "migrator/paths.h"
+#include "migrator/peer_agent.h"
+#include "migrator/serve.h"
+
+#include <asio/co_spawn.hpp>
+#include <asio/io_context.hpp>
+#include <asio/signal_set.hpp>
+
+#include <signal.h>
+
+namespace drover {
+
+using rpc::Json;
+
+Json HashAccess::open(const Json& params) {
+    rpc::only_params(params, {"vm", "disks", "psk_key"});
+    const std::string vm = rpc::string_param(params, "vm");
+    const std::string key = rpc::string_param(params, "psk_key");
+    const Json names = params.value("disks", Json());
+    if (!valid_name(vm) || !names.is_array() || key.size() != 64 || !from_hex(key)) {
+        throw Error(
+            ErrorKind::usage,
+            "a VM's name, an array of disks and a key of 64 hexadecimal digits are expected");
+    }
+    close();
+    vm_ = vm;
+    user_ = "verify-" + random_hex(8);
+    Json disks = Json::array();
+    for (const Json& name : names) {
+        if (!name.is_string() || !valid_name(name.get<std::string>())) {
+            throw Error(ErrorKind::usage, "parameter 'disks': names of disks are expected");
+        }
+        const auto served = find_served(vm, name);
+        if (!served) {
+            throw Error(
+                ErrorKind::state,
+                fmt::format("disk {}/{} is not being served there", vm, name.get<std::string>()));
+        }
+        add_psk_key(vm, name, user_, key);
+        disks_.push_back(name);
+        disks.push_back({{"name", name}, {"port", served->port}, {"psk_user", user_}});
+    }
+    return {{"disks", std::move(disks)}};
+}
+
+void HashAccess::close() {
+    for (const std::string& disk : disks_) {
+        try {
+            remove_psk_key(vm_, disk, user_);
+        } catch (const std::exception& error) {
+            fmt::print(stderr, "drover agent: {}\n", error.what());
+        }
+    }
+    disks_.clear();
+}
+
+namespace {
+
+// Reads every block at both sides.
+constexpr std::chrono::hours verify_patience{24 * 7};
+
+struct Verification {
+    asio::any_io_executor executor;
+    const SiteConfig& site;
+    const VmFile& vm;
+    const VerifyOptions& options;
+    uint64_t different = 0;
+
+    asio::awaitable<void> run() {
+        PeerAgent agent(executor, site, options.peer, PeerAgent::Events());
+        co_await agent.start();
+        const milliseconds connect = site.timeouts.connect;
+        const std::string key = random_hex(32);
+        Json names = Json::array();
+        for (const DiskSpec& disk : vm.disks) {
+            names.push_back(disk.name);
+        }
+        Json params{{"vm", vm.name}, {"disks", std::move(names)}, {"psk_key", key}};
+        const Json answer = co_await agent.call("hashes", std::move(params), connect);
+        for (const Json& there : answer.at("disks")) {
+            co_await compare(there, key);
+        }
+        co_await agent.end();
+    }
+
+    asio::awaitable<void> compare(Json there, std::string key) {
+        const std::string name = there.at("name").get<std::string>();
+        const std::string address = options.peer.data_address.empty()
+                                        ? host_address(options.peer.host)
+                                        : options.peer.data_address;
+        const auto disk =
+            connect_peer(executor, "disk " + name, paths().disk_control(vm.name, name), {});
+        Json to{{"host", address},
+                {"port", there.at("port")},
+                {"psk_user", there.at("psk_user")},
+                {"psk_key", key}};
+        Json params{{"to", std::move(to)}};
+        Json result = co_await disk->call("verify", std::move(params), verify_patience);
+        disk->close("done");
+        const uint64_t blocks = result.value("different", uint64_t{0});
+        different += blocks;
+        result["disk"] = name;
+        if (options.json) {
+            fmt::print("{}\n", result.dump());
+        } else if (blocks == 0) {
+            fmt::print("{}/{}: the same in all {} blocks\n",
+                       vm.name,
+                       name,
+                       result.value("blocks", uint64_t{0}));
+        } else {
+            fmt::print("{}/{}: {} of {} blocks differ, the first at byte {}\n",
+                       vm.name,
+                       name,
+                       blocks,
+                       result.value("blocks", uint64_t{0}),
+                       result.value("first_different", uint64_t{0}));
+        }
+    }
+};
+
+int verify(const SiteConfig& site, const VmFile& vm, const VerifyOptions& options) {
+    if (!options.peer.to_uri.empty()) {
+        throw Error(ErrorKind::usage,
+                    "verify needs drover at the other side: a HOST is expected, not --to");
+    }
+    asio::io_context context(1);
+    Verification verification{context.get_executor(), site, vm, options};
+    asio::signal_set signals(context, SIGINT, SIGTERM);
+    std::exception_ptr failure;
+    signals.async_wait([&](asio::error_code error, int) {
+        if (!error) {
+            failure = std::make_exception_ptr(Error(ErrorKind::cancelled, "interrupted"));
+            context.stop();
+        }
+    });
+    auto done = [&](std::exception_ptr thrown) {
+        failure = thrown;
+        context.stop();
+    };
+    asio::co_spawn(context, verification.run(), std::move(done));
+    context.run();
+    if (failure) {
+        std::rethrow_exception(failure);
+    }
+    return verification.different == 0 ? exit_done : exit_failed;
+}
+
+} // namespace
+
+int run_verify(const SiteConfig& site, const VmFile& vm, const VerifyOptions& options) {
+    ::signal(SIGPIPE, SIG_IGN);
+    try {
+        return verify(site, vm, options);
+    } catch (const Error& error) {
+        fmt::print(stderr, "drover: {}\n", error.what());
+        return error.kind() == ErrorKind::usage ? exit_usage : exit_failed;
+    } catch (const std::exception& error) {
+        fmt::print(stderr, "drover: {}\n", error.what());
+        return exit_failed;
+    }
+}
+
+} // namespace drover

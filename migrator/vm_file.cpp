@@ -1,0 +1,375 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/vm_file.h"
+
+#include "migrator/config_reader.h"
+#include "migrator/paths.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <set>
+#include <sstream>
+
+#include <sys/stat.h>
+#include <unistd.h>
+
+namespace drover {
+namespace {
+
+namespace fs = std::filesystem;
+
+// A fenced disk's image is set aside as FILE.fenced-G: the plugin knows what to do with it.
+bool set_aside(const std::string& file) {
+    const fs::path path(file);
+    const std::string prefix = path.filename().string() + ".fenced-";
+    std::error_code ignored;
+    for (const auto& entry : fs::directory_iterator(path.parent_path(), ignored)) {
+        if (entry.path().filename().string().starts_with(prefix)) {
+            return true;
+        }
+    }
+    return false;
+}
+
+void check_image(const ConfigTable& table, const std::string& file) {
+    struct stat info {};
+    if (::stat(file.c_str(), &info) != 0) {
+        const int error = errno;
+        if (error != ENOENT || !set_aside(file)) {
+            table.fail("file",
+                       fmt::format("a raw image or a block device is expected at {}: {}",
+                                   file,
+                                   std::strerror(error)));
+        }
+        return;
+    }
+    if (!S_ISREG(info.st_mode) && !S_ISBLK(info.st_mode)) {
+        table.fail("file",
+                   fmt::format("a raw image or a block device is expected: {} is neither", file));
+    }
+}
+
+DiskSpec read_disk(ConfigTable& table, HostCheck check) {
+    DiskSpec disk;
+    disk.name = table.required_string("name", "a name such as \"root\"");
+    if (!valid_name(disk.name)) {
+        table.fail("name",
+                   fmt::format("letters, digits, '.', '_' and '-' are expected, 64 at most, a "
+                               "letter or digit first, not \"{}\"",
+                               disk.name));
+    }
+    disk.store.file = table.string("file").value_or("");
+    disk.store.uri = table.string("uri").value_or("");
+    if (table.has("file") && table.has("uri")) {
+        table.fail("uri", "either 'file' or 'uri' is expected, not both");
+    }
+    if (table.has("uri")) {
+        const std::string& uri = disk.store.uri;
+        if (!uri.starts_with("nbd://") && !uri.starts_with("nbds://") &&
+            !uri.starts_with("nbd+unix://") && !uri.starts_with("nbds+unix://")) {
+            table.fail("uri",
+                       fmt::format("an NBD URI is expected (nbd://, nbds://, nbd+unix://, "
+                                   "nbds+unix://), not \"{}\"",
+                                   uri));
+        }
+    } else {
+        table.required_string("file", "the path of a raw image or a block device, or 'uri'");
+        if (!disk.store.file.starts_with('/')) {
+            table.fail("file",
+                       fmt::format("an absolute path is expected, not \"{}\"", disk.store.file));
+        }
+        if (check == HostCheck::must_exist) {
+            check_image(table, disk.store.file);
+        }
+    }
+    table.only_known();
+    return disk;
+}
+
+NicSpec read_nic(ConfigTable& table) {
+    NicSpec nic;
+    nic.mac = table.required_string("mac", "an Ethernet address such as \"02:00:00:00:00:10\"");
+    std::transform(nic.mac.begin(), nic.mac.end(), nic.mac.begin(), [](char c) {
+        return c >= 'A' && c <= 'F' ? static_cast<char>(c - 'A' + 'a') : c;
+    });
+    if (!valid_mac(nic.mac)) {
+        table.fail("mac",
+                   fmt::format("an Ethernet address of one card, such as \"02:00:00:00:00:10\", is "
+                               "expected, not \"{}\"",
+                               nic.mac));
+    }
+    nic.bridge = table.string("bridge").value_or("");
+    if (table.has("bridge") && !valid_bridge(nic.bridge)) {
+        table.fail("bridge",
+                   fmt::format("the name of a bridge is expected, not \"{}\"", nic.bridge));
+    }
+    nic.addresses = table.strings("addresses");
+    for (const std::string& address : nic.addresses) {
+        if (!valid_address(address)) {
+            table.fail("addresses",
+                       fmt::format("addresses with a prefix length, such as \"10.1.0.10/24\", are "
+                                   "expected, not \"{}\"",
+                                   address));
+        }
+    }
+    table.only_known();
+    return nic;
+}
+
+std::vector<std::string> read_hook(ConfigTable& table, const char* key, HostCheck check) {
+    std::vector<std::string> argv = table.strings(key);
+    if (table.has(key) && (argv.empty() || argv[0].empty())) {
+        table.fail(key, "an array is expected: the program, then its arguments");
+    }
+    const bool path = !argv.empty() && argv[0].find('/') != std::string::npos;
+    if (path && check == HostCheck::must_exist && ::access(argv[0].c_str(), X_OK) != 0) {
+        table.fail(key,
+                   fmt::format("an executable program is expected at {}: {}",
+                               argv[0],
+                               std::strerror(errno)));
+    }
+    return argv;
+}
+
+void read_qemu(ConfigTable& table, const SiteConfig& site, VmFile& vm) {
+    if (const auto qmp = table.string("qmp")) {
+        if (!qmp->starts_with('/')) {
+            table.fail(
+                "qmp",
+                fmt::format("the absolute path of the VM's QMP socket is expected, not \"{}\"",
+                            *qmp));
+        }
+        vm.local["qmp"] = *qmp;
+    }
+    const auto patterns = value_patterns(site, vm.hypervisor);
+    for (const std::string& name : table.keys()) {
+        const auto pattern = patterns.find(name);
+        if (name == "qmp") {
+            continue;
+        }
+        if (pattern == patterns.end()) {
+            std::string known = "qmp";
+            for (const auto& [key, ignored] : patterns) {
+                known += ", " + key;
+            }
+            table.fail(name,
+                       fmt::format("unknown key; known here: {}; more can be declared in "
+                                   "[hypervisor.{}.values] of {}",
+                                   known,
+                                   vm.hypervisor,
+                                   site.path));
+        }
+        const std::string value = table.scalar(name);
+        if (!matches_pattern(value, pattern->second)) {
+            table.fail(name,
+                       fmt::format("a value that matches {} is expected, not \"{}\"",
+                                   pattern->second,
+                                   value));
+        }
+        vm.values[name] = value;
+    }
+}
+
+template <class Key>
+void check_unique(std::vector<ConfigTable>& tables, const char* key, Key value_of) {
+    std::set<std::string> seen;
+    for (size_t i = 0; i < tables.size(); ++i) {
+        const std::string value = value_of(i);
+        if (!value.empty() && !seen.insert(value).second) {
+            tables[i].fail(key, fmt::format("\"{}\" is there twice", value));
+        }
+    }
+}
+
+std::string load_text(const std::string& path) {
+    try {
+        return read_file(path);
+    } catch (const Error& error) {
+        throw Error(ErrorKind::usage, error.what(), error.sys_errno());
+    }
+}
+
+bool is_path(const std::string& name_or_path) {
+    return name_or_path.find('/') != std::string::npos || name_or_path.ends_with(".toml");
+}
+
+// Where the file of a VM is, or nullopt.
+std::optional<std::string> find_vm_file(const std::string& name) {
+    for (const std::string& path :
+         {paths().vm_files() + "/" + name + ".toml", paths().arrived_vm_file(name)}) {
+        if (::access(path.c_str(), F_OK) == 0) {
+            return path;
+        }
+    }
+    return std::nullopt;
+}
+
+// A TOML basic string.
+std::string quoted(const std::string& text) {
+    std::string out = "\"";
+    for (const char c : text) {
+        if (c == '"' || c == '\\') {
+            out += '\\';
+        }
+        if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) {
+            out += fmt::format("\\u{:04X}", static_cast<unsigned char>(c));
+        } else {
+            out += c;
+        }
+    }
+    return out + "\"";
+}
+
+std::string quoted(const std::vector<std::string>& words) {
+    std::vector<std::string> each;
+    for (const std::string& word : words) {
+        each.push_back(quoted(word));
+    }
+    return fmt::format("[{}]", fmt::join(each, ", "));
+}
+
+} // namespace
+
+VmFile parse_vm_file(const SiteConfig& site,
+                     std::string_view text,
+                     const std::string& path,
+                     HostCheck check) {
+    const ConfigFile file(text, path);
+    ConfigTable root = file.root();
+    VmFile vm;
+    vm.path = path;
+    vm.name = root.required_string("name", "the VM's name");
+    if (!valid_name(vm.name)) {
+        root.fail("name",
+                  fmt::format("letters, digits, '.', '_' and '-' are expected, 64 at most, a "
+                              "letter or digit first, not \"{}\"",
+                              vm.name));
+    }
+    vm.hypervisor = root.required_string("hypervisor", "\"qemu\" or \"none\"");
+    if (vm.hypervisor != "qemu" && vm.hypervisor != "none") {
+        root.fail("hypervisor",
+                  fmt::format("\"qemu\" or \"none\" is expected, not \"{}\"", vm.hypervisor));
+    }
+
+    auto disks = root.tables("disk");
+    if (disks.empty()) {
+        root.fail("disk", "is missing: at least one [[disk]] is expected");
+    }
+    for (ConfigTable& disk : disks) {
+        vm.disks.push_back(read_disk(disk, check));
+    }
+    check_unique(disks, "name", [&vm](size_t i) { return vm.disks[i].name; });
+    check_unique(disks, "file", [&vm](size_t i) { return vm.disks[i].store.file; });
+    check_unique(disks, "uri", [&vm](size_t i) { return vm.disks[i].store.uri; });
+
+    auto nics = root.tables("nic");
+    for (ConfigTable& nic : nics) {
+        vm.nics.push_back(read_nic(nic));
+    }
+    check_unique(nics, "mac", [&vm](size_t i) { return vm.nics[i].mac; });
+
+    if (vm.hypervisor == "qemu") {
+        if (auto qemu = root.table("qemu")) {
+            read_qemu(*qemu, site, vm);
+        }
+    } else if (root.has("qemu")) {
+        root.fail("qemu", fmt::format("is not for hypervisor \"{}\"", vm.hypervisor));
+    }
+    if (auto hooks = root.table("hooks")) {
+        vm.hooks.pre_check = read_hook(*hooks, "pre-check", check);
+        vm.hooks.pre_switchover = read_hook(*hooks, "pre-switchover", check);
+        vm.hooks.post_switchover = read_hook(*hooks, "post-switchover", check);
+        vm.hooks.failed = read_hook(*hooks, "failed", check);
+        hooks->only_known();
+    }
+    root.only_known();
+    return vm;
+}
+
+VmFile load_vm_file(const SiteConfig& site, const std::string& name_or_path, HostCheck check) {
+    if (is_path(name_or_path)) {
+        return parse_vm_file(site, load_text(name_or_path), name_or_path, check);
+    }
+    if (!valid_name(name_or_path)) {
+        throw Error(
+            ErrorKind::usage,
+            fmt::format(
+                "'{}': neither the name of a VM (letters, digits, '.', '_', '-') nor a path",
+                name_or_path));
+    }
+    const auto path = find_vm_file(name_or_path);
+    if (!path) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("no VM '{0}': there is no {1}/{0}.toml; see drover-vm(5)",
+                                name_or_path,
+                                paths().vm_files()));
+    }
+    VmFile vm = parse_vm_file(site, load_text(*path), *path, check);
+    if (vm.name != name_or_path) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("{}: 'name': \"{}\" is expected, as the file is called, not \"{}\"",
+                                *path,
+                                name_or_path,
+                                vm.name));
+    }
+    return vm;
+}
+
+std::vector<std::string> vm_names() {
+    std::set<std::string> names;
+    std::error_code ignored; // a directory that is not there has none
+    for (const auto& entry : fs::directory_iterator(paths().vm_files(), ignored)) {
+        if (entry.path().extension() == ".toml" && valid_name(entry.path().stem().string())) {
+            names.insert(entry.path().stem());
+        }
+    }
+    for (const auto& entry : fs::directory_iterator(paths().state, ignored)) {
+        const std::string name = entry.path().filename();
+        if (valid_name(name) && ::access(paths().arrived_vm_file(name).c_str(), F_OK) == 0) {
+            names.insert(name);
+        }
+    }
+    return {names.begin(), names.end()};
+}
+
+std::string to_toml(const VmFile& vm) {
+    std::string text =
+        fmt::format("name = {}\nhypervisor = {}\n", quoted(vm.name), quoted(vm.hypervisor));
+    for (const DiskSpec& disk : vm.disks) {
+        text += fmt::format("\n[[disk]]\nname = {}\n", quoted(disk.name));
+        text += disk.store.uri.empty() ? fmt::format("file = {}\n", quoted(disk.store.file))
+                                       : fmt::format("uri = {}\n", quoted(disk.store.uri));
+    }
+    for (const NicSpec& nic : vm.nics) {
+        text += fmt::format("\n[[nic]]\nmac = {}\n", quoted(nic.mac));
+        if (!nic.bridge.empty()) {
+            text += fmt::format("bridge = {}\n", quoted(nic.bridge));
+        }
+        if (!nic.addresses.empty()) {
+            text += fmt::format("addresses = {}\n", quoted(nic.addresses));
+        }
+    }
+    if (!vm.values.empty() || !vm.local.empty()) {
+        text += fmt::format("\n[{}]\n", vm.hypervisor);
+        for (const auto* values : {&vm.local, &vm.values}) {
+            for (const auto& [name, value] : *values) {
+                text += fmt::format("{} = {}\n", name, quoted(value));
+            }
+        }
+    }
+    const std::pair<const char*, const std::vector<std::string>*> hooks[] = {
+        {"pre-check", &vm.hooks.pre_check},
+        {"pre-switchover", &vm.hooks.pre_switchover},
+        {"post-switchover", &vm.hooks.post_switchover},
+        {"failed", &vm.hooks.failed},
+    };
+    bool first = true;
+    for (const auto& [key, argv] : hooks) {
+        if (!argv->empty()) {
+            text += fmt::format("{}{} = {}\n", first ? "\n[hooks]\n" : "", key, quoted(*argv));
+            first = false;
+        }
+    }
+    return text;
+}
+
+} // namespace drover

@@ -1,0 +1,501 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "nbd-proxy/sender.h"
+
+#include "common/error.h"
+#include "nbd-proxy/stream_priority.h"
+
+#include <algorithm>
+
+namespace drover {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr milliseconds first_retry{200}, last_retry{2000};
+constexpr size_t registered_buffers = 24;
+// For an answer while a session is opened. The state's may wait for a worker of the last session,
+// whose disk is slow.
+constexpr milliseconds answer_limit{30'000};
+// The same once the stream is to end, and how soon that is noticed.
+constexpr milliseconds goodbye{2000}, ending_tick{100};
+
+// Worth another session: the link was lost, nobody said no.
+bool may_come_back(const Error& error) {
+    return error.kind() == ErrorKind::timeout ||
+           (error.kind() == ErrorKind::peer && error.sys_errno() != ENOSPC &&
+            error.sys_errno() != EINVAL && error.sys_errno() != EROFS);
+}
+
+std::string place(const NbdClientOptions& to) {
+    return !to.uri.empty() ? to.uri : !to.socket.empty() ? to.socket : to.host + ":" + to.port;
+}
+
+} // namespace
+
+Sender::Sender(std::shared_ptr<Tracked> tracked,
+               Backend& disk,
+               SenderOptions options,
+               std::function<void()> changed)
+    : tracked_(std::move(tracked)), options_(std::move(options)),
+      changed_(std::move(changed)), context_{*tracked_,
+                                             disk,
+                                             std::make_shared<BufferPool>(
+                                                 std::max<uint64_t>(
+                                                     tracked_->source.limits().frame_bytes,
+                                                     tracked_->source.geometry().block_size),
+                                                 registered_buffers)},
+      downtime_ms_(options_.downtime_ms) {
+    context_.plain = options_.plain;
+    context_.pacer.set_rate(options_.max_bandwidth);
+    context_.acknowledged = [this](bool in_sync) { acknowledged(in_sync); };
+    tracked_->source.start(options_.migration, options_.stream);
+}
+
+void Sender::give_up_start() {
+    const std::lock_guard lock(mutex_);
+    if (!started_) {
+        interrupt();
+    }
+}
+
+// With mutex_.
+void Sender::interrupt() {
+    ending_ = true;
+    context_.take_answers = true;
+    context_.stop = true;
+    stopping_.notify_all();
+}
+
+void Sender::end() {
+    {
+        const std::lock_guard lock(mutex_);
+        interrupt();
+        for (const auto& link : links_) {
+            link->wake();
+        }
+    }
+    if (supervisor_.joinable()) {
+        supervisor_.join();
+    }
+}
+
+void Sender::start() {
+    open_session();
+    {
+        const std::lock_guard lock(mutex_);
+        if (ending_) {
+            throw Error(ErrorKind::cancelled, "the stream has been ended");
+        }
+        started_ = true;
+    }
+    set_phase(Phase::bulk);
+    supervisor_ = std::thread([this] { supervise(); });
+}
+
+void Sender::wake() {
+    const std::lock_guard lock(mutex_);
+    for (const auto& link : links_) {
+        link->wake();
+    }
+}
+
+void Sender::set_phase(Phase phase, const std::string& error) {
+    {
+        const std::lock_guard lock(mutex_);
+        if (!error.empty()) {
+            error_ = error;
+        }
+        if (phase_.exchange(phase) == phase) {
+            return;
+        }
+    }
+    notify(); // a quiesce must not wait for a stream that has failed
+    changed_();
+}
+
+void Sender::notify() {
+    const std::lock_guard lock(tracked_->mutex);
+    tracked_->changed.notify_all();
+}
+
+// --- sessions
+
+NbdHandle Sender::connect(const char* export_name) {
+    NbdClientOptions to = options_.to;
+    to.block_status = false;
+    if (!options_.plain) {
+        to.export_name = export_name;
+    }
+    to.give_up = &ending_;
+    return connect_nbd(to, place(to));
+}
+
+// libnbd waits for as long as it takes, and a process that is stopped keeps its sockets.
+void Sender::await(nbd_handle* handle, int64_t command, const char* what) const {
+    using Clock = std::chrono::steady_clock;
+    auto deadline = Clock::now() + answer_limit;
+    bool ending = false;
+    int done = 0;
+    while (command >= 0 &&
+           (done = nbd_aio_command_completed(handle, static_cast<uint64_t>(command))) == 0) {
+        if (!ending && ending_) {
+            ending = true;
+            deadline = std::min(deadline, Clock::now() + goodbye);
+        }
+        const auto left = std::chrono::ceil<milliseconds>(deadline - Clock::now());
+        if (left.count() <= 0) {
+            throw Error(ending ? ErrorKind::cancelled : ErrorKind::timeout,
+                        fmt::format("{}: no answer within {} ms",
+                                    what,
+                                    (ending ? goodbye : answer_limit).count()),
+                        ETIMEDOUT);
+        }
+        if (nbd_ended(handle) ||
+            nbd_poll(handle, static_cast<int>(std::min(left, ending_tick).count())) < 0) {
+            break;
+        }
+    }
+    if (done <= 0) {
+        throw Error(ErrorKind::peer,
+                    fmt::format("{}: {}", what, libnbd_error()),
+                    nbd_ended(handle) ? ENOTCONN : nbd_get_errno());
+    }
+}
+
+ReplicaState Sender::read_state(nbd_handle* handle) const {
+    std::array<std::byte, state_size> bytes{};
+    await(handle,
+          nbd_aio_pread(handle, bytes.data(), bytes.size(), 0, NBD_NULL_COMPLETION, 0),
+          "the destination's state");
+    std::string why;
+    const auto state = decode_state(bytes, &why);
+    if (!state) {
+        throw Error(ErrorKind::peer, "the destination's state: " + why, EINVAL);
+    }
+    return *state;
+}
+
+void Sender::greet(nbd_handle* handle, std::optional<Lsn> base) const {
+    FrameHeader header;
+    {
+        const std::lock_guard lock(tracked_->mutex);
+        header.migration = tracked_->source.migration();
+        header.stream = tracked_->source.stream();
+    }
+    header.open = true;
+    header.base = base;
+    std::array<std::byte, frame_header_size> frame{};
+    encode_frame(frame, header, {});
+    await(handle,
+          nbd_aio_pwrite(handle, frame.data(), frame.size(), 0, NBD_NULL_COMPLETION, 0),
+          "the destination does not take the session");
+}
+
+// Two steps, since what is sent from depends on what the destination has: every connection joins
+// the session (from then on no frame of an older one is applied), then its state is read, then the
+// base is told.
+void Sender::open_session() {
+    std::vector<NbdHandle> handles;
+    NbdHandle state_handle;
+    handles.push_back(connect("replica"));
+    const unsigned count =
+        options_.plain && nbd_can_multi_conn(handles[0].get()) <= 0 ? 1 : options_.connections;
+    while (handles.size() < count) {
+        handles.push_back(connect("replica"));
+    }
+    if (!options_.plain) {
+        state_handle = connect("state");
+        uint64_t session = 0;
+        {
+            const std::lock_guard lock(tracked_->mutex);
+            session = tracked_->source.stream().session + 1;
+            tracked_->source.begin_session(session);
+        }
+        for (const NbdHandle& handle : handles) {
+            greet(handle.get(), std::nullopt);
+        }
+        const ReplicaState state = read_state(state_handle.get());
+        if (state.uuid != options_.uuid || state.migration != options_.migration ||
+            state.size != tracked_->source.geometry().disk_size) {
+            throw Error(
+                ErrorKind::refused, "the destination serves the replica of another disk", EINVAL);
+        }
+        Lsn base;
+        {
+            const std::lock_guard lock(tracked_->mutex);
+            base = tracked_->source.resume(
+                state.applied, state.durable, !had_session_ || state.instance == instance_);
+        }
+        instance_ = state.instance;
+        greet(handles[0].get(), base);
+    } else {
+        if (nbd_is_read_only(handles[0].get()) > 0) {
+            throw Error(
+                ErrorKind::usage, fmt::format("{} is read-only", place(options_.to)), EROFS);
+        }
+        if (nbd_can_zero(handles[0].get()) <= 0) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("{} can't write zeroes: serve it with a server that can",
+                                    place(options_.to)),
+                        EOPNOTSUPP);
+        }
+        if (static_cast<uint64_t>(nbd_get_size(handles[0].get())) <
+            tracked_->source.geometry().disk_size) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("{} is too small: {} bytes for a disk of {}",
+                                    place(options_.to),
+                                    nbd_get_size(handles[0].get()),
+                                    tracked_->source.geometry().disk_size),
+                        ENOSPC);
+        }
+    }
+    had_session_ = true;
+
+    const std::lock_guard lock(mutex_);
+    tls_ = nbd_get_tls_negotiated(handles[0].get()) > 0;
+    context_.window_ceiling = options_.window_bytes / handles.size();
+    for (NbdHandle& handle : handles) {
+        links_.push_back(std::make_unique<Link>(context_, std::move(handle), links_.empty()));
+    }
+}
+
+// Until a link ends: keeps the rates and the phase.
+void Sender::watch_links(const std::atomic<bool>& any_ended) {
+    std::unique_lock lock(mutex_);
+    for (auto next = std::chrono::steady_clock::now() + options_.tick; !any_ended && !ending_;) {
+        const bool woken =
+            stopping_.wait_until(lock, next, [&] { return any_ended || ending_ || came_in_sync_; });
+        came_in_sync_ = false;
+        lock.unlock();
+        if (!woken) {
+            next = std::chrono::steady_clock::now() + options_.tick;
+            measure(monotonic_us());
+        }
+        judge();
+        lock.lock();
+    }
+}
+
+// Until a link ends. Answers with why; error is its errno, 0 for a stop, and `fatal` if another
+// session won't help.
+std::string Sender::run_session(int& error) {
+    std::vector<std::thread> threads;
+    std::mutex mutex;
+    std::string why;
+    bool over = false;
+    std::atomic<bool> any_ended{false};
+    error = 0;
+    std::vector<Link*> links;
+    {
+        const std::lock_guard lock(mutex_);
+        for (const auto& link : links_) {
+            links.push_back(link.get());
+        }
+    }
+    const auto run_link = [&](Link* link) {
+        lower_stream_priority();
+        std::string reason;
+        int reason_errno = 0;
+        try {
+            link->run();
+        } catch (const Error& caught) {
+            reason = caught.what();
+            reason_errno = caught.sys_errno() != 0 ? caught.sys_errno() : EIO;
+        } catch (const std::exception& caught) {
+            reason = caught.what();
+            reason_errno = EIO;
+        }
+        {
+            const std::lock_guard lock(mutex);
+            const std::lock_guard watching(mutex_);
+            if (!over) {
+                over = true;
+                why = reason;
+                error = reason_errno;
+                context_.take_answers = ending_ || link->connected();
+            }
+            any_ended = true;
+            stopping_.notify_all();
+        }
+        if (context_.take_answers) {
+            link->take_answers();
+        }
+    };
+    try {
+        for (Link* const link : links) {
+            threads.emplace_back(run_link, link);
+        }
+    } catch (const std::exception& caught) {
+        // Those that run are ended below; the guest's disk goes on.
+        const std::lock_guard lock(mutex);
+        over = any_ended = true;
+        why = caught.what();
+        error = EAGAIN;
+    }
+    watch_links(any_ended);
+    // One link lost ends the session on all: else a frame could wait for one that is never read.
+    context_.stop = true;
+    for (Link* const link : links) {
+        link->wake();
+    }
+    for (std::thread& thread : threads) {
+        thread.join();
+    }
+    {
+        const std::lock_guard lock(mutex_);
+        context_.stop = context_.take_answers = ending_.load();
+    }
+    std::vector<std::unique_ptr<Link>> ended;
+    {
+        const std::lock_guard lock(mutex_);
+        ended.swap(links_);
+    }
+    return why;
+}
+
+// Whatever ends it must not end the process, which serves the guest's disk.
+void Sender::supervise() noexcept {
+    try {
+        keep_up();
+    } catch (const std::exception& caught) {
+        set_phase(Phase::failed, caught.what());
+    }
+}
+
+void Sender::keep_up() {
+    for (;;) {
+        int error = 0;
+        std::string why = run_session(error);
+        if (ending_) {
+            return;
+        }
+        if (error != ENOTCONN || options_.plain) {
+            set_phase(Phase::failed, why);
+            return;
+        }
+        set_phase(Phase::connecting, why);
+        const uint64_t give_up_us =
+            monotonic_us() + static_cast<uint64_t>(options_.reconnect.count()) * 1000;
+        for (milliseconds pause = first_retry;; pause = std::min(2 * pause, last_retry)) {
+            {
+                std::unique_lock lock(mutex_);
+                stopping_.wait_for(lock, pause, [this] { return ending_.load(); });
+            }
+            if (ending_) {
+                return;
+            }
+            try {
+                open_session();
+                break;
+            } catch (const Error& again) {
+                if (ending_) {
+                    return;
+                }
+                if (!may_come_back(again) || monotonic_us() > give_up_us) {
+                    set_phase(Phase::failed, fmt::format("{}; then: {}", why, again.what()));
+                    return;
+                }
+            }
+        }
+        set_phase(Phase::bulk);
+    }
+}
+
+// --- measuring
+
+// A link's thread. That nothing is left to do is not to wait for the next look at the rates.
+void Sender::acknowledged(bool in_sync) {
+    wake();
+    if (in_sync && phase_ != Phase::in_sync) {
+        const std::lock_guard lock(mutex_);
+        came_in_sync_ = true;
+        stopping_.notify_all();
+    }
+}
+
+void Sender::measure(uint64_t now_us) {
+    Source::Progress progress;
+    {
+        const std::lock_guard lock(tracked_->mutex);
+        progress = tracked_->source.progress();
+    }
+    const std::lock_guard lock(mutex_);
+    const uint64_t span_us = now_us - measured_us_;
+    const uint64_t made = progress.captured_bytes + progress.delta_bytes + progress.dirty_bytes;
+    if (measured_us_ != 0 && span_us > 0) {
+        // Only while there is more to send than the link takes does what it took say what it can
+        // take.
+        const uint64_t drained = (progress.acked_bytes - measured_acked_) * 1'000'000 / span_us;
+        const bool had_work = progress.dirty_bytes + progress.lag_bytes > 0;
+        if (had_work || drained > drain_rate_) {
+            drain_rate_ = drain_rate_ == 0 ? drained : (7 * drain_rate_ + drained) / 8;
+        }
+        const uint64_t written =
+            made > measured_made_ ? (made - measured_made_) * 1'000'000 / span_us : 0;
+        write_rate_ = (7 * write_rate_ + written) / 8;
+    }
+    measured_us_ = now_us;
+    measured_acked_ = progress.acked_bytes;
+    measured_made_ = made;
+}
+
+// What is left to do decides, and the rates as they were measured last.
+Sender::Phase Sender::phase_of(const Source::Progress& progress) const {
+    const Phase phase = phase_;
+    if (phase == Phase::failed || phase == Phase::connecting) {
+        return phase;
+    }
+    if (progress.in_sync) {
+        return Phase::in_sync;
+    }
+    const uint64_t left = progress.dirty_bytes + progress.lag_bytes;
+    const uint64_t budget = drain_rate_ * downtime_ms_ / 1000;
+    const bool was_ready = phase != Phase::bulk;
+    // Ready stays ready up to twice the budget, or it would come and go with every burst.
+    return left <= (was_ready ? 2 * budget : budget) && (budget > 0 || left == 0) ? Phase::ready
+                                                                                  : Phase::bulk;
+}
+
+void Sender::judge() {
+    Source::Progress progress;
+    {
+        const std::lock_guard lock(tracked_->mutex);
+        progress = tracked_->source.progress();
+    }
+    Phase phase = Phase::connecting;
+    {
+        const std::lock_guard lock(mutex_);
+        phase = phase_of(progress);
+    }
+    set_phase(phase);
+}
+
+Sender::Status Sender::status() const {
+    Status status;
+    {
+        const std::lock_guard lock(tracked_->mutex);
+        status.progress = tracked_->source.progress();
+    }
+    const uint64_t now_us = monotonic_us();
+    const std::lock_guard lock(mutex_);
+    status.phase = phase_of(status.progress);
+    status.error = error_;
+    status.sent_bytes = context_.sent_bytes;
+    status.drain_rate = drain_rate_;
+    status.write_rate = write_rate_;
+    status.elapsed_ms = (now_us - started_us_) / 1000;
+    status.lag_ms = status.progress.oldest_us == 0 || status.progress.oldest_us > now_us
+                        ? 0
+                        : (now_us - status.progress.oldest_us) / 1000;
+    const uint64_t left = status.progress.dirty_bytes + status.progress.lag_bytes;
+    if (left == 0) {
+        status.eta_ms = 0;
+    } else if (drain_rate_ > write_rate_) {
+        status.eta_ms = left * 1000 / (drain_rate_ - write_rate_);
+    }
+    status.connections = static_cast<unsigned>(links_.size());
+    status.tls = tls_;
+    return status;
+}
+
+} // namespace drover

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The sending end of a stream: opens sessions to the destination, one after
+// the other while that helps, runs the links, and measures how it goes.
+#pragma once
+
+#include "nbd-proxy/link.h"
+
+#include <chrono>
+#include <optional>
+#include <string>
+#include <thread>
+
+namespace drover {
+
+struct SenderOptions {
+    NbdClientOptions to; // without an export name, for a drover
+    bool plain = false;  // `to` is any NBD server
+    MigrationId migration{};
+    StreamId stream; // session 0
+    std::array<std::byte, 16>
+        uuid{}; // of the disk; the destination's replica has to be of the same
+    unsigned connections = 2;
+    uint64_t downtime_ms = 300;
+    uint64_t max_bandwidth = 0;                  // bytes/s, 0: none
+    uint64_t window_bytes = 64 * MiB;            // in flight, at most, over all links
+    std::chrono::milliseconds reconnect{30'000}; // how long a lost link may stay lost
+    std::chrono::milliseconds tick{100};         // between two looks at the rates
+};
+
+class Sender {
+public:
+    enum class Phase { connecting, bulk, ready, in_sync, failed };
+
+    struct Status {
+        Phase phase = Phase::connecting;
+        std::string error; // of the last lost session, or why it failed
+        Source::Progress progress;
+        uint64_t sent_bytes = 0;
+        uint64_t drain_rate = 0, write_rate = 0; // bytes/s
+        uint64_t elapsed_ms = 0, lag_ms = 0;
+        std::optional<uint64_t>
+            eta_ms; // until in sync, if it goes on so; none: it does not converge
+        unsigned connections = 0;
+        bool tls = false;
+    };
+
+    // changed: called from threads of the sender when the phase changes.
+    Sender(std::shared_ptr<Tracked> tracked,
+           Backend& disk,
+           SenderOptions options,
+           std::function<void()> changed);
+    ~Sender() { end(); }
+    Sender(const Sender&) = delete;
+    Sender& operator=(const Sender&) = delete;
+
+    // The first session, then goes on by itself. Throws Error if that session can't be had.
+    void start();
+    // From another thread: makes a start() that is under way fail; otherwise does nothing.
+    void give_up_start();
+    // Ends the links. What is on its way is given up, but its answers are waited for, for two
+    // seconds at most.
+    void end();
+    void wake();
+    // Makes who waits for the handover look again.
+    void notify();
+    void set_downtime(uint64_t downtime_ms) { downtime_ms_ = downtime_ms; }
+    void set_max_bandwidth(uint64_t bytes_per_s) { context_.pacer.set_rate(bytes_per_s); }
+    bool failed() const { return phase_ == Phase::failed; }
+    Status status() const;
+
+private:
+    void interrupt();
+    void open_session();
+    NbdHandle connect(const char* export_name);
+    void await(nbd_handle* handle, int64_t command, const char* what) const;
+    ReplicaState read_state(nbd_handle* handle) const;
+    void greet(nbd_handle* handle, std::optional<Lsn> base) const;
+    std::string run_session(int& error);
+    void supervise() noexcept;
+    void keep_up();
+    void watch_links(const std::atomic<bool>& any_ended);
+    void acknowledged(bool in_sync);
+    void measure(uint64_t now_us);
+    Phase phase_of(const Source::Progress& progress) const;
+    void judge();
+    void set_phase(Phase phase, const std::string& error = "");
+
+    std::shared_ptr<Tracked> tracked_;
+    SenderOptions options_;
+    std::function<void()> changed_;
+    StreamContext context_;
+    std::atomic<Phase> phase_{Phase::connecting};
+    std::atomic<uint64_t> downtime_ms_;
+    const uint64_t started_us_ = monotonic_us();
+
+    std::array<std::byte, 16> instance_{}; // the destination's process in the last session
+    bool had_session_ = false;
+
+    mutable std::mutex mutex_; // links_, error_, tls_, rates. Before tracked_->mutex
+    std::vector<std::unique_ptr<Link>> links_;
+    std::string error_;
+    bool tls_ = false;
+    uint64_t measured_us_ = 0, measured_acked_ = 0, measured_made_ = 0;
+    uint64_t drain_rate_ = 0, write_rate_ = 0;
+    bool came_in_sync_ = false; // and the phase does not say so yet
+
+    std::atomic<bool> started_{false}, ending_{false};
+    std::condition_variable stopping_;
+    std::thread supervisor_;
+};
+
+} // namespace drover

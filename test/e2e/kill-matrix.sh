@@ -1,0 +1,253 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Each process of a migration is killed at each step that is written into a journal, and so are those that
+# recover. After each: one side owns both disks, every write that was flushed and answered is there, nothing is left
+# behind, and the next migration works.
+#   kill-matrix.sh [--all] [CASE...]     without --all: the steps around the switchover; CASE: STEP/VICTIM
+# test: timeout=600 release
+# test: slow
+# shellcheck source=test/e2e/functions.sh
+source "$(dirname "$0")/functions.sh"
+requires drover nbdkit qemu-io jq
+
+all=no
+[[ ${1:-} != --all ]] || { all=yes; shift; }
+wanted=("$@")
+
+site b 'listen = "127.0.0.1"' 'ports = "22039-22069"'
+site a 'listen = "127.0.0.1"' 'ports = "22009-22029"'
+cat >"$tmp/at" <<SH
+#!/bin/bash
+export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
+shift
+exec "\$@"
+SH
+chmod +x at
+export DROVER_REMOTE
+DROVER_REMOTE=$(command -v drover)
+export DROVER_TEST_STEPS=$tmp/steps
+mkdir steps
+block=4096
+
+# ---- the client: writes a block after the other, to the disk, over and over, and adds a line when it was answered
+
+blocks=2000
+writer() {
+    local vm=$1 socket=$tmp/a/run/$1/root.sock n line
+    coproc QEMU_IO { exec stdbuf -oL qemu-io --image-opts "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=$socket,file.reconnect-delay=60" 2>&1; }
+    for ((n = 0; ; n++)); do
+        printf 'write -f -P %d %d %d\n' $((n % 251 + 1)) $((n % blocks * block)) $block >&"${QEMU_IO[1]}" || return 0
+        until [[ ${line:-} == *"wrote $block/$block"* ]]; do
+            read -r line <&"${QEMU_IO[0]}" || return 0
+        done
+        line=
+        echo >>"$tmp/acknowledged"
+    done
+}
+acknowledged() { wc -l <acknowledged; }
+has_acknowledged() { [[ $(acknowledged) -ge $1 ]]; }
+writer_pid=
+on_exit stop_writer
+start_writer() {
+    : >acknowledged
+    writer "$1" 2>/dev/null &
+    writer_pid=$!
+    wait_for 10 has_acknowledged 3
+}
+# With its qemu-io, which may wait for a disk for ever.
+stop_writer() {
+    local pids
+    [[ -n $writer_pid ]] || return 0
+    pids=$(pgrep -P "$writer_pid" || true)
+    # shellcheck disable=SC2086
+    kill -9 "$writer_pid" $pids 2>/dev/null || true
+    wait "$writer_pid" 2>/dev/null || true
+    writer_pid=
+}
+
+# check_writes IMAGE: every write that was answered, or, of its block, the one that was not answered any more
+check_writes() {
+    local count
+    count=$(acknowledged)
+    od -An -v -tu1 -w$block -N $((blocks * block)) "$1" |
+        awk -v count="$count" -v blocks=$blocks '
+            function pattern(n) { return n % 251 + 1 }
+            function is_written(n) { return $1 == pattern(n) && $4096 == $1 }
+            {
+                at = NR - 1
+                if (at < count && !is_written(count - 1 - (count - 1 - at) % blocks) && !(at == count % blocks && is_written(count))) bad = NR
+            }
+            END { exit NR != blocks || bad }' ||
+        fail "$1 lacks writes that were answered, of $count"
+}
+
+# ---- steps
+
+stop_at() { mkfifo "steps/$1" "steps/$1.go"; }
+# Whoever comes to it after that goes by.
+reached() {
+    timeout 20 cat "steps/$1" >/dev/null || fail "it did not come to $1: $(cat out err)"
+    rm "steps/$1"
+    mv "steps/$1.go" "stopped-$1"
+}
+# Of a process that was killed nobody waits.
+go_on() {
+    timeout 1 bash -c ": >stopped-$1" || true
+    rm "stopped-$1"
+}
+
+# ---- who is who
+
+serves() { jq .pid "$tmp/$1/run/$vm/root.json" 2>/dev/null; }
+guardian_pid() { pgrep -f "guardian $tmp/a/vm.d/$vm.toml" | head -n 1; }
+victim_pid() {
+    case $1 in
+        coordinator) echo $coordinator ;;
+        agent) pgrep -P $coordinator -f 'agent --stdio' ;;
+        guardian) guardian_pid ;;
+        source) serves a ;;
+        destination) serves b ;;
+    esac
+}
+role_at() { "$tmp/at" "$1" drover status "$vm" --json 2>/dev/null | jq -r "[.vms[0].disks[]?.record.role // empty] | unique | join(\"+\")"; }
+is_over() { tail -n 1 "$1/state/$vm/journal" | grep -q '"step":"over"'; }
+ours() { pgrep -f "$tmp.*$vm|$tmp.*agent" | while read -r pid; do [[ $(cut -d ' ' -f 3 "/proc/$pid/stat" 2>/dev/null) == [ZX] ]] || echo "$pid"; done; }
+none_but_disks() { # of the owner, and of the source, which may wait for its client
+    local pid
+    for pid in $(ours); do
+        [[ $(tr '\0' ' ' <"/proc/$pid/cmdline" 2>/dev/null) =~ ^(nbdkit|qemu-io|$) || $pid == "$writer_pid" ]] || return 1
+    done
+}
+
+migrate=(drover migrate --data-address 127.0.0.1 --rsh "$tmp/at" --disk-only --detach)
+
+number=0
+new_vm() {
+    local disk
+    vm=vm$((++number))
+    printf 'name = "%s"\nhypervisor = "none"\n' $vm >a/vm.d/$vm.toml
+    for disk in root data; do
+        truncate -s 16M a/images/$vm-$disk.img
+        dd if=/dev/urandom of=a/images/$vm-$disk.img bs=1M seek=12 count=2 conv=notrunc status=none
+        printf '[[disk]]\nname = "%s"\nfile = "%s"\n' $disk "$tmp/a/images/$vm-$disk.img" >>a/vm.d/$vm.toml
+    done
+    drover serve $vm >/dev/null
+    start_writer $vm
+}
+
+# Everything as it has to be, whatever happened; and then the next migration.
+check_all() {
+    local disk image before
+    local end=$((SECONDS + 60))
+    until is_over a && none_but_disks; do
+        ((SECONDS < end)) || fail "not recovered: $(cat out err a/state/$vm/guardian.log)"
+        # Its guardian is dead as well: the operator's turn.
+        if [[ $by_hand == yes && -z $(guardian_pid) ]]; then
+            expect 0 drover recover $vm
+        fi
+        sleep 0.05
+    done
+    case "$(role_at a) $(role_at b)" in
+        "owner replica" | "owner ") owner=a ;;
+        "fenced owner") owner=b ;;
+        *) fail "owners: $(role_at a), $(role_at b)" ;;
+    esac
+    if [[ $owner == a ]]; then
+        before=$(acknowledged)
+        wait_for 10 has_acknowledged $((before + 3)) # the client goes on
+        [[ ! -e b/images/$vm ]] || fail "left behind: $(find b/images)"
+        [[ ! -e b/run/$vm ]] || fail "left behind: $(find b/run)"
+    else
+        is_over b || fail "the destination's journal: $(cat b/state/$vm/journal)"
+        [[ $("$tmp/at" b drover ctl $vm/root status | jq -r .stage) == over ]] || fail "not finished at b"
+    fi
+    ! grep -qs migration "$tmp"/?/state/$vm/*/psk || fail "keys are left: $(grep . "$tmp"/?/state/$vm/*/psk)"
+    [[ ! -e a/run/$vm/migrate.sock && ! -e a/state/$vm/root/stream-psk ]] || fail "left behind: $(find a/run/$vm a/state/$vm)"
+
+    # The next one: to b where it is still here. Its image then has all that was answered.
+    if [[ $owner == a ]]; then
+        drover migrate $vm b --data-address 127.0.0.1 --rsh "$tmp/at" --disk-only --detach >out 2>err ||
+            fail "the next migration: $(cat out err)"
+        [[ "$(role_at a) $(role_at b)" == "fenced owner" ]] || fail "owners: $(role_at a), $(role_at b)"
+    fi
+    stop_writer
+    "$tmp/at" b drover serve --stop $vm >/dev/null
+    drover serve --stop $vm >/dev/null
+    check_writes b/images/$vm/root.img
+    for disk in root data; do
+        image=$(compgen -G "a/images/$vm-$disk.img.fenced-*") || fail "the image of $disk is not set aside"
+        cmp "$image" b/images/$vm/$disk.img || fail "$disk differs"
+    done
+    rm -rf a/images/$vm* b/images/$vm a/vm.d/$vm.toml "$tmp"/?/state/$vm "$tmp"/?/run/$vm
+}
+
+is_wanted() { [[ ${#wanted[@]} == 0 || " ${wanted[*]} " == *" $1 "* ]]; }
+kill_victim() {
+    local pid
+    pid=$(victim_pid "$1")
+    [[ -n $pid ]] || fail "there is no $1"
+    kill -9 $pid
+    wait_for 10 eventually_gone $pid
+}
+# start_until STEP: a migration of a new VM
+start_until() {
+    new_vm
+    stop_at "$1"
+    "${migrate[@]}" $vm b >out 2>err &
+    coordinator=$!
+    reached "$1"
+}
+end_of_coordinator() {
+    status=0
+    wait $coordinator 2>/dev/null || status=$?
+}
+
+# run_case STEP VICTIM: STEP as SIDE.STEP
+run_case() {
+    is_wanted "$1/$2" || return 0
+    by_hand=no
+    start_until "$1"
+    kill_victim "$2"
+    go_on "$1"
+    end_of_coordinator
+    check_all
+    printf '%-22s %-12s status %-3d owner %s\n' "$1" "$2" $status $owner
+}
+
+# recovery_case STEP RECOVERY-STEP VICTIM: the coordinator is killed at STEP, and then, at a step of the recovery, the
+# VICTIM. If that is the guardian, an operator is next.
+recovery_case() {
+    is_wanted "$1/$2/$3" || return 0
+    by_hand=yes
+    start_until "$1"
+    stop_at "$2"
+    kill_victim coordinator
+    go_on "$1"
+    end_of_coordinator
+    reached "$2"
+    kill_victim "$3"
+    go_on "$2"
+    check_all
+    printf '%-22s %-12s owner %s\n' "$1 $2" "$3" $owner
+}
+
+steps=(source.handover source.fence source.promote destination.promote source.finish)
+[[ $all == no ]] || steps=(source.prepare destination.prepare source.replicate "${steps[@]}" destination.finish)
+for step in "${steps[@]}"; do
+    for victim in coordinator agent source destination guardian; do
+        # Before it is asked for, there is none.
+        [[ $step/$victim != *.prepare/destination ]] || continue
+        run_case "$step" "$victim"
+    done
+done
+
+# Not fenced; fenced, and refused; fenced, and promoted.
+recoveries=(source.handover/source.cancel source.promote/destination.refuse source.promote/source.unfence
+    source.finish/source.finish)
+[[ $all == no ]] || recoveries+=(source.handover/source.resume source.handover/destination.refuse source.promote/source.refuse
+    source.promote/source.resume destination.finish/source.promote destination.finish/destination.finish)
+for recovery in "${recoveries[@]}"; do
+    for victim in guardian source; do
+        recovery_case "${recovery%/*}" "${recovery#*/}" $victim
+    done
+done

@@ -1,0 +1,189 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# Streams between two plugins by themselves, when something dies: the source's clients notice nothing,
+# nothing waits for ever, and the messages say what happened.
+# test: timeout=200 tsan
+# shellcheck source=test/e2e/functions.sh
+source "$(dirname "$0")/functions.sh"
+requires drover nbdkit qemu-io jq
+
+ctl() { drover ctl "$@"; }
+replication() { json ".replication.$1" ctl "$tmp/src.ctl" status; }
+phase_is() { [[ $(replication phase) == "$1" ]]; }
+
+# serve NAME ARGUMENT...: an nbdkit with the plugin; its pid in ${pid_of[NAME]}
+declare -A pid_of
+serve() {
+    local name=$1
+    shift
+    rm -f "$name.sock"
+    background nbdkit -f -t 32 -U "$tmp/$name.sock" "$DROVER_PLUGIN" "control=$tmp/$name.ctl" "$@"
+    pid_of[$name]=$pid
+    wait_for 20 test -S "$name.ctl"
+}
+killed() {
+    kill -9 "${pid_of[$1]}"
+    wait_for 20 eventually_gone "${pid_of[$1]}"
+}
+stop() {
+    ctl "$tmp/$1.ctl" shutdown >/dev/null
+    wait_for 20 eventually_gone "${pid_of[$1]}"
+}
+new_id() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
+prepare() {
+    ctl "$tmp/$1.ctl" prepare "{\"migration\":\"$2\",\"generation\":$3,\"uuid\":\"$(json .uuid ctl "$tmp/src.ctl" status)\"}" >/dev/null
+}
+# replicate MIGRATION GENERATION [MORE]
+replicate() {
+    ctl "$tmp/src.ctl" replicate "{\"migration\":\"$1\",\"generation\":$2,\"to\":{\"socket\":\"$tmp/dst.sock\"}${3-}}" >/dev/null
+}
+src="nbd+unix:///?socket=$tmp/src.sock"
+
+echo "# the destination is killed, twice: the client goes on, and the stream does when there is one again"
+head -c 48M /dev/urandom >src.img
+serve src src.img
+serve dst dst.img role=destination size=48M
+migration=$(new_id)
+prepare dst "$migration" 2
+replicate "$migration" 2 ',"max_bandwidth":30000000'
+# It writes until it is told to stop; an error ends it.
+client() {
+    local i
+    for ((i = 0; ; i = (i + 1) % 700)); do
+        [[ ! -e client.stop ]] || break
+        printf 'write -q -P %d %dk 64k\n' $((i % 256)) $((i * 64))
+        ((i % 50)) || echo flush
+    done | qemu-io -f raw "$src" >client.out 2>&1
+}
+client &
+client=$!
+on_exit e2e_kill $client
+wait_for 20 phase_is bulk
+for again in 1 2; do
+    sleep 0.3
+    killed dst
+    wait_for 20 phase_is connecting
+    serve dst dst.img role=destination
+    not_connecting() { ! phase_is connecting; }
+    wait_for 20 not_connecting
+done
+ctl "$tmp/src.ctl" set '{"max_bandwidth":0}' >/dev/null
+touch client.stop
+wait $client || fail "the client ended: $(cat client.out)"
+if grep -qi error client.out; then
+    fail "the client saw: $(cat client.out)"
+fi
+wait_for 60 phase_is in_sync
+quiesce=$(json .quiesce ctl "$tmp/src.ctl" quiesce '{"hold":true}')
+token=$(json .token ctl "$tmp/src.ctl" fence "{\"quiesce\":\"$quiesce\",\"refusal_hash\":\"$(printf '0%.0s' {1..64})\"}")
+wait_for 20 test -e src.img.fenced-2 # set aside after the answer to fence
+cmp src.img.fenced-2 dst.img || fail "the images differ"
+ctl "$tmp/dst.ctl" promote "{\"migration\":\"$migration\",\"token\":\"$token\"}" >/dev/null
+stop src
+stop dst
+rm -rf -- src.img* dst.img*
+
+echo "# a destination that is stopped: cancel and status do not wait for it"
+truncate -s 16M src.img
+serve src src.img
+serve dst dst.img role=destination size=16M
+migration=$(new_id)
+prepare dst "$migration" 2
+kill -STOP "${pid_of[dst]}"
+drover ctl "$tmp/src.ctl" replicate "{\"migration\":\"$migration\",\"generation\":2,\"to\":{\"socket\":\"$tmp/dst.sock\"}}" >replicate.out 2>&1 &
+asked=$!
+phase_is_there() { [[ $(replication phase) != null ]]; }
+wait_for 10 phase_is_there
+before=$SECONDS
+ctl "$tmp/src.ctl" cancel >/dev/null
+((SECONDS - before < 5)) || fail "cancel took $((SECONDS - before)) s"
+wait $asked && fail "replicate claims to have worked"
+kill -CONT "${pid_of[dst]}"
+qemu-io -f raw -c 'write -P 9 1M 64k' "$src" >/dev/null || fail "the client does not go on"
+
+echo "# neither a shutdown nor a signal waits for a handover"
+terminated() {
+    kill "${pid_of[$1]}"
+    wait_for 20 eventually_gone "${pid_of[$1]}"
+}
+generation=2
+for ends in stop terminated; do
+    migration=$(new_id)
+    prepare dst "$migration" $((++generation))
+    replicate "$migration" $generation
+    wait_for 30 phase_is in_sync
+    kill -STOP "${pid_of[dst]}"
+    drover ctl "$tmp/src.ctl" quiesce '{"hold":true}' >quiesce.out 2>&1 &
+    asked=$!
+    wait_for 10 phase_is quiescing
+    before=$SECONDS
+    $ends src
+    ((SECONDS - before < 10)) || fail "the end of the source took $((SECONDS - before)) s"
+    wait $asked && fail "quiesce claims to have worked"
+    kill -CONT "${pid_of[dst]}"
+    serve src src.img
+done
+
+echo "# a new migration ends the stream of the one before, which does not get in again"
+prepare dst "$(new_id)" 5
+migration=$(new_id)
+prepare dst "$migration" 6
+replicate "$migration" 6
+wait_for 30 phase_is in_sync
+prepare dst "$(new_id)" 7
+qemu-io -f raw -c 'write -P 10 2M 64k' "$src" >/dev/null || fail "the client does not go on"
+wait_for 60 phase_is failed
+if od -An -v -tx1 -j 2M -N 65536 dst.img | grep -q 0a; then
+    fail "the old stream wrote into the new replica"
+fi
+ctl "$tmp/src.ctl" cancel >/dev/null
+stop src
+stop dst
+rm -rf -- src.img* dst.img*
+
+echo "# a stream that is cancelled takes its answers: nbdkit 1.32 aborts when it cannot give them"
+head -c 48M /dev/urandom >src.img
+serve src src.img
+background nbdkit -f -U "$tmp/slow.sock" --filter=delay memory 48M delay-write=300ms
+wait_for 20 test -S slow.sock
+serve dst "uri=nbd+unix:///?socket=$tmp/slow.sock" role=destination "state=$tmp/dst.state" 2>dst.log
+captured() { (($(replication captured_bytes) > 0)); }
+for generation in 2 3 4; do
+    migration=$(new_id)
+    prepare dst "$migration" $generation
+    replicate "$migration" $generation
+    wait_for 20 captured
+    ctl "$tmp/src.ctl" cancel >/dev/null
+    ctl "$tmp/dst.ctl" refuse "{\"migration\":\"$migration\"}" >/dev/null
+done
+prepare dst "$(new_id)" 5
+replicate "$(new_id)" 6 2>/dev/null && fail "the destination took another migration"
+migration=$(new_id)
+prepare dst "$migration" 7
+replicate "$migration" 7
+wait_for 20 captured
+prepare dst "$(new_id)" 8
+ctl "$tmp/src.ctl" cancel >/dev/null
+if grep "write reply" dst.log; then
+    fail "the destination was left with answers"
+fi
+stop src
+stop dst
+rm -rf -- src.img* dst.state
+
+echo "# a destination whose disk fails: said so, not tried for ever"
+head -c 8M /dev/urandom >src.img
+serve src src.img
+background nbdkit -f -U "$tmp/bad.sock" --filter=error memory 8M error=EIO error-pwrite-rate=20%
+wait_for 20 test -S bad.sock
+serve dst "uri=nbd+unix:///?socket=$tmp/bad.sock" role=destination "state=$tmp/dst.state"
+migration=$(new_id)
+prepare dst "$migration" 2
+replicate "$migration" 2
+wait_for 30 phase_is failed
+[[ $(replication error) == *"destination's disk failed"* ]] || fail "$(replication error)"
+qemu-io -f raw -c 'write -P 9 1M 64k' "$src" >/dev/null || fail "the client does not go on"
+ctl "$tmp/src.ctl" cancel >/dev/null
+[[ $(json .role ctl "$tmp/src.ctl" status) == owner ]] || fail "not the owner any more"
+stop src
+stop dst

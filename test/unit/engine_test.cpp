@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "nbd-proxy/engine.h"
+
+#include "test/unit/folder.h"
+#include "test/unit/nbd_server.h"
+
+#include <fstream>
+#include <future>
+
+#include <doctest/doctest.h>
+
+using namespace drover;
+using namespace std::chrono_literals;
+
+namespace {
+
+const std::string migration(32, 'a');
+const std::string refusal_token = "bb01";
+
+// As a source leaves its record that was fenced to forward, to an owner that nobody can reach.
+void leave_forwarding(const Folder& folder) {
+    RecordStore store = RecordStore::open(
+        {.image = folder.file("vm.img"), .state_dir = folder.file("state")});
+    store.save(accept(begin_attempt(store.record(), migration, 2)));
+    store.save(accept(quiesce(store.record(), "q1", {"aa01", ""})));
+    store.save(accept(handover_durable(store.record(), "q1", Lsn(7))));
+    const ForwardTarget nowhere{.socket = folder.file("nobody.sock")};
+    store.save(accept(fence(store.record(), {"q1", token_hash(refusal_token), "", nowhere})));
+}
+
+} // namespace
+
+TEST_CASE("engine: a shutdown that cannot flush leaves the clients as they were") {
+    Server server;
+    const std::string bad = server.path("bad");
+    server.nbdkit({"eval",
+                   "get_size=echo 1M",
+                   "pread=head -c $3 /dev/zero",
+                   "pwrite=cat >/dev/null",
+                   "flush=if [ -e " + bad + " ]; then echo EIO >&2; exit 1; fi"});
+    Engine engine({.uri = server.uri()});
+    engine.start();
+    const auto client = engine.open("", false, false, false);
+    std::ofstream(bad).close();
+    CHECK_THROWS_AS(engine.call("shutdown", rpc::Json::object()), Error);
+    auto write = std::async(std::launch::async, [&] { client->write("here", {0, 4}, false); });
+    REQUIRE(write.wait_for(10s) == std::future_status::ready);
+    write.get();
+}
+
+TEST_CASE("engine: a source that forwards to nobody, after a restart, can be unfenced") {
+    const Folder folder;
+    leave_forwarding(folder);
+    Engine engine({.file = folder.file("vm.img"), .state_dir = folder.file("state")});
+    engine.start();
+    const auto client = engine.open("", false, false, false);
+    auto write = std::async(std::launch::async, [&] { client->write("here", {0, 4}, true); });
+    CHECK(write.wait_for(100ms) == std::future_status::timeout);
+    engine.call("unfence", {{"refusal_token", refusal_token}});
+    write.get();
+    char read[4];
+    client->read(read, {0, 4});
+    CHECK(std::string_view(read, 4) == "here");
+    CHECK(engine.status()["role"] == "owner");
+    // Who still dials the other owner gives up: nothing of it comes into the record any more.
+    const uint64_t version = peek_record(folder.file("state")).value().version;
+    std::this_thread::sleep_for(200ms);
+    CHECK(peek_record(folder.file("state")).value().version == version);
+}

@@ -1,0 +1,267 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "nbd-proxy/replica.h"
+
+#include "test/unit/memory_backend.h"
+
+#include <future>
+#include <thread>
+
+#include <doctest/doctest.h>
+
+using namespace drover;
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr uint64_t size = 64 * KiB;
+
+struct Fixture {
+    MemoryBackend image{size};
+    std::mutex mutex;
+    std::vector<std::string> events;
+    ReplicaIdentity identity{.generation = 3, .block_size = 4096};
+    uint64_t session = 1;
+    std::unique_ptr<Replica> replica;
+
+    Fixture() { restart(); }
+
+    void restart() {
+        const auto note = [this](std::string text) {
+            const std::lock_guard lock(mutex);
+            events.push_back(std::move(text));
+        };
+        replica = std::make_unique<Replica>(
+            image,
+            identity,
+            ReplicaEvents{
+                .session = [note](const StreamId& id) { note(fmt::format("session {}", id.session)); },
+                .base = [note](Lsn base) { note(fmt::format("base {}", base.v)); },
+                .consistency = [note](bool yes) { note(yes ? "consistent" : "inconsistent"); },
+                .handover = [note](Lsn lsn, const TokenHash& hash) { note(fmt::format("handover {} {}", lsn.v, static_cast<int>(hash[0]))); },
+                .voided = [note] { note("void"); }});
+    }
+
+    FrameHeader header(uint64_t first, size_t count, uint64_t after) const {
+        FrameHeader header;
+        header.stream = {3, 1, session};
+        header.first = Lsn(first);
+        header.next = Lsn(first + count);
+        header.after = Lsn(after);
+        return header;
+    }
+    void send(const FrameHeader& header, const std::vector<Op>& ops, std::byte value = std::byte{1}, bool fua = false) {
+        uint64_t length = 0;
+        for (const Op& op : ops) {
+            length += has_data(op.type) ? op.where.length : 0;
+        }
+        std::vector<std::byte> frame(frame_prefix_size(ops.size()) + length, value);
+        encode_frame(frame, header, ops);
+        replica->apply(frame, fua);
+    }
+    void open(std::optional<Lsn> base) {
+        FrameHeader header = this->header(0, 0, 0);
+        header.open = true;
+        header.base = base;
+        std::vector<std::byte> frame(frame_header_size);
+        encode_frame(frame, header, {});
+        replica->apply(frame, false);
+    }
+    void open_session(uint64_t base = 0) {
+        open(std::nullopt);
+        replica->state();
+        open(Lsn(base));
+    }
+    ReplicaState state() {
+        std::string why;
+        return decode_state(replica->state(), &why).value();
+    }
+    std::string last_event() {
+        const std::lock_guard lock(mutex);
+        return events.empty() ? "" : events.back();
+    }
+};
+
+template <typename Body>
+int errno_of(Body&& body) {
+    try {
+        body();
+        return 0;
+    } catch (const Error& error) {
+        return error.sys_errno();
+    }
+}
+
+} // namespace
+
+TEST_CASE("replica: frames are applied, and marks told") {
+    Fixture f;
+    f.open_session();
+    CHECK((f.events == std::vector<std::string>{"session 1", "base 0"}));
+    f.send(f.header(1, 2, 0), {{OpType::write, {0, 10}}, {OpType::write, {5, 2}}});
+    f.send(f.header(3, 1, 0), {{OpType::zero, {0, 2}}});
+    f.send(f.header(4, 3, 3), {{OpType::flush, {}}, {OpType::consistent, {}}, {OpType::inconsistent, {}}});
+    CHECK(f.last_event() == "inconsistent");
+    f.send(f.header(7, 1, 6), {{OpType::handover, {0, 32}}}, std::byte{9}, true);
+    CHECK(f.last_event() == "handover 7 9");
+    f.send(f.header(8, 1, 7), {{OpType::void_, {}}});
+    CHECK(f.last_event() == "void");
+    const auto bytes = f.image.bytes();
+    CHECK(bytes[1] == std::byte{0});
+    CHECK(bytes[2] == std::byte{1});
+    CHECK(f.state().applied.v == 8);
+    CHECK(f.state().durable.v == 7);
+}
+
+TEST_CASE("replica: a frame waits until its turn has come") {
+    Fixture f;
+    f.open_session();
+    auto second = std::async(std::launch::async,
+                             [&] { f.send(f.header(2, 1, 1), {{OpType::write, {0, 10}}}, std::byte{2}); });
+    CHECK(second.wait_for(20ms) == std::future_status::timeout);
+    CHECK(f.image.changes == 0);
+    f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}}, std::byte{1});
+    second.get();
+    CHECK(f.image.bytes()[0] == std::byte{2});
+}
+
+TEST_CASE("replica: FUA and flush mean that everything before is on disk") {
+    Fixture f;
+    f.open_session();
+    f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}});
+    CHECK(f.state().durable.v == 0);
+    const unsigned before = f.image.flushes;
+    f.replica->flush();
+    CHECK(f.image.flushes == before + 1);
+    CHECK(f.state().durable.v == 1);
+    // FUA waits for what is missing before it.
+    auto later = std::async(std::launch::async, [&] {
+        f.send(f.header(3, 1, 0), {{OpType::write, {10, 10}}}, std::byte{1}, true);
+    });
+    CHECK(later.wait_for(20ms) == std::future_status::timeout);
+    f.send(f.header(2, 1, 0), {{OpType::write, {20, 10}}});
+    later.get();
+    CHECK(f.state().durable.v == 3);
+}
+
+TEST_CASE("replica: a session ends what waits in the one before, and state waits for its workers") {
+    Fixture f;
+    f.open_session();
+    auto waiting = std::async(std::launch::async, [&] {
+        return errno_of([&] { f.send(f.header(5, 1, 4), {{OpType::write, {0, 10}}}); });
+    });
+    f.image.block();
+    FrameHeader slow = f.header(1, 1, 0);
+    auto working = std::async(std::launch::async,
+                              [&] { f.send(slow, {{OpType::write, {0, 10}}}, std::byte{1}); });
+    f.image.wait_for_blocked(1);
+    f.session = 2;
+    f.open(std::nullopt);
+    CHECK(waiting.get() == EINVAL);
+    CHECK(errno_of([&] { f.open(Lsn(0)); }) == EINVAL); // not before the state was asked for
+    auto state = std::async(std::launch::async, [&] { return f.state(); });
+    CHECK(state.wait_for(20ms) == std::future_status::timeout);
+    f.image.unblock();
+    CHECK(state.get().applied.v == 0); // applied in an older session: it will come again
+    working.get();
+    f.open(Lsn(0));
+    f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}}, std::byte{2});
+    CHECK(f.image.bytes()[0] == std::byte{2});
+}
+
+TEST_CASE("replica: a failed write ends the session, and every later answer says with what") {
+    Fixture f;
+    f.open_session();
+    f.image.fail_changes = ENOSPC;
+    CHECK(errno_of([&] { f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}}); }) == ENOSPC);
+    // Part of it may be there, after whatever the image was consistent with.
+    CHECK(f.last_event() == "inconsistent");
+    f.image.fail_changes = 0;
+    CHECK(errno_of([&] { f.send(f.header(2, 1, 0), {{OpType::write, {20, 10}}}); }) == ENOSPC);
+    f.session = 2;
+    f.open_session();
+    f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}});
+    CHECK(f.state().applied.v == 1);
+}
+
+TEST_CASE("replica: who waits for a frame that fails is told so") {
+    Fixture f;
+    f.open_session();
+    auto durable = std::async(std::launch::async, [&] {
+        return errno_of([&] { f.send(f.header(2, 1, 0), {{OpType::write, {10, 10}}}, std::byte{1}, true); });
+    });
+    while (f.image.bytes()[10] == std::byte{0}) {
+        std::this_thread::yield();
+    }
+    f.image.fail_changes = ENOSPC;
+    CHECK(errno_of([&] { f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}}); }) == ENOSPC);
+    const bool told = durable.wait_for(10s) == std::future_status::ready;
+    CHECK(told);
+    f.replica->close();
+    CHECK(durable.get() == (told ? ENOSPC : ESHUTDOWN));
+}
+
+TEST_CASE("replica: a flush says nothing about what a later session applies again") {
+    Fixture f;
+    f.open_session();
+    f.send(f.header(1, 2, 0), {{OpType::write, {0, 10}}, {OpType::write, {0, 10}}});
+    f.image.block();
+    auto flush = std::async(std::launch::async, [&] { f.replica->flush(); });
+    f.image.wait_for_blocked(1);
+    f.session = 2;
+    f.open_session(1);
+    auto again = std::async(std::launch::async, [&] { f.send(f.header(2, 1, 0), {{OpType::write, {0, 10}}}); });
+    f.image.wait_for_blocked(2);
+    f.image.unblock();
+    flush.get();
+    again.get();
+    CHECK(f.state().applied.v == 2);
+    CHECK(f.state().durable.v <= 1);
+    f.replica->flush();
+    CHECK(f.state().durable.v == 2);
+}
+
+TEST_CASE("replica: after a failed flush nothing is durable") {
+    Fixture f;
+    f.open_session();
+    f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}});
+    f.image.fail_flushes = EIO;
+    CHECK(errno_of([&] { f.replica->flush(); }) == EIO);
+    f.image.fail_flushes = 0;
+    const unsigned before = f.image.flushes;
+    CHECK(errno_of([&] { f.replica->flush(); }) == EIO);
+    CHECK(errno_of([&] { f.send(f.header(2, 1, 0), {{OpType::write, {0, 10}}}, std::byte{1}, true); }) == EIO);
+    CHECK(errno_of([&] { f.send(f.header(3, 1, 2), {{OpType::handover, {0, 32}}}); }) == EIO);
+    CHECK(f.image.flushes == before);
+    CHECK(f.last_event() == "inconsistent");
+    CHECK(f.state().durable.v == 0);
+}
+
+TEST_CASE("replica: what is not a frame, or not for this disk, is refused and changes nothing") {
+    Fixture f;
+    f.open_session();
+    CHECK(errno_of([&] { f.replica->apply(std::vector<std::byte>(200), false); }) == EINVAL);
+    CHECK(errno_of([&] { f.send(f.header(1, 1, 0), {{OpType::write, {size - 5, 10}}}); }) == EINVAL);
+    CHECK(errno_of([&] { f.send(f.header(1, 1, 0), {{OpType::fill, {0, 10}}}); }) == EINVAL);
+    CHECK(f.image.changes == 0);
+}
+
+TEST_CASE("replica: close waits for what is being applied, and lets nothing else in") {
+    Fixture f;
+    f.open_session();
+    auto waiting = std::async(std::launch::async, [&] {
+        return errno_of([&] { f.send(f.header(5, 1, 4), {{OpType::write, {0, 10}}}); });
+    });
+    f.image.block();
+    auto working = std::async(std::launch::async,
+                              [&] { f.send(f.header(1, 1, 0), {{OpType::write, {0, 10}}}); });
+    f.image.wait_for_blocked(1);
+    auto close = std::async(std::launch::async, [&] { f.replica->close(); });
+    CHECK(waiting.get() == ESHUTDOWN);
+    CHECK(close.wait_for(20ms) == std::future_status::timeout);
+    f.image.unblock();
+    close.get();
+    working.get();
+    CHECK(f.image.changes == 1);
+    CHECK(errno_of([&] { f.send(f.header(2, 1, 0), {{OpType::write, {0, 10}}}); }) == ESHUTDOWN);
+    CHECK(errno_of([&] { f.open(std::nullopt); }) == ESHUTDOWN);
+}
