@@ -224,6 +224,9 @@ void Migration::show_progress() {
         if (const uint64_t eta = disk->number("eta_ms"); eta > line.eta_ms.value_or(0)) {
             line.eta_ms = eta;
         }
+        if (const uint64_t limit = disk->number("throttle_limit"); limit != 0) {
+            line.throttle_limit = line.throttle_limit.value_or(0) + limit;
+        }
     }
     printer_.progress(line);
 }

@@ -50,6 +50,9 @@ std::string progress_text(const ProgressLine& line) {
     if (line.eta_ms && line.phase == Phase::copy) {
         text += fmt::format(", ready in {:.0f} s", static_cast<double>(*line.eta_ms) / 1000);
     }
+    if (line.throttle_limit) {
+        text += fmt::format(", writers slowed to {}/s", format_size(*line.throttle_limit));
+    }
     if (line.memory) {
         text += fmt::format("; memory {} of {} left, pass {}, {}/s",
                             format_size(line.memory->remaining_bytes),
@@ -199,6 +202,7 @@ void ProgressPrinter::progress(const ProgressLine& line) {
                     {"sent_bytes", line.sent_bytes},
                     {"rate", line.rate},
                     {"eta_ms", line.eta_ms ? Json(*line.eta_ms) : Json()},
+                    {"throttle_limit", line.throttle_limit ? Json(*line.throttle_limit) : Json()},
                     {"memory", line.memory ? memory_json(*line.memory) : Json()}});
     } else if (terminal_) {
         fmt::print(out_, "\r\x1b[K{}", progress_text(line));

@@ -55,6 +55,7 @@ struct ProgressLine {
     uint64_t sent_bytes = 0;
     uint64_t rate = 0; // bytes/s
     std::optional<uint64_t> eta_ms;
+    std::optional<uint64_t> throttle_limit; // the disks' writers are slowed down to so much, bytes/s
     std::optional<MemoryProgress> memory;
 };
 

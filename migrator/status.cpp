@@ -169,11 +169,15 @@ std::string replication_text(const Json& status) {
         if (!error.is_null()) {
             return phase + ": " + text_of(error);
         }
-        return fmt::format("{}, {} dirty, lag {}, {}/s",
+        const Json limit = replication.value("throttle_limit", Json());
+        return fmt::format("{}, {} dirty, lag {}, {}/s{}",
                            phase,
                            format_size(replication.value("dirty_bytes", uint64_t{0})),
                            format_size(replication.value("lag_bytes", uint64_t{0})),
-                           format_size(replication.value("drain_rate", uint64_t{0})));
+                           format_size(replication.value("drain_rate", uint64_t{0})),
+                           limit.is_number() ? fmt::format(", writers slowed to {}/s",
+                                                           format_size(limit.get<uint64_t>()))
+                                             : "");
     }
     if (replica.is_object()) {
         return fmt::format("{} received{}{}",

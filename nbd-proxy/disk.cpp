@@ -102,10 +102,14 @@ auto Disk::routed(bool change, Request&& request) {
     }
 }
 
-// here: does it on the backend. there: on the owner's disk. report: tells the source that it was
-// done.
+// paced: the client that may have to wait first. here: does it on the backend. there: on the
+// owner's disk. report: tells the source that it was done.
 template <typename Here, typename There, typename Report>
-void Disk::change(Extent where, Here&& here, There&& there, Report&& report) {
+void Disk::change(Extent where,
+                  std::optional<Throttle::ClientId> paced,
+                  Here&& here,
+                  There&& there,
+                  Report&& report) {
     if (const Direct direct(*this); direct) {
         here();
         return;
@@ -127,6 +131,9 @@ void Disk::change(Extent where, Here&& here, There&& there, Report&& report) {
             return;
         }
         Tracked& tracked = *way.tracked;
+        if (paced) {
+            tracked.pace(*paced, where);
+        }
         const Tracked::Range range(tracked, where);
         try {
             here();
@@ -164,10 +171,11 @@ void Disk::read(void* data, Extent where) {
     routed(false, [&](const Route& way) { place(way).read(data, where); });
 }
 
-void Disk::write(const void* data, Extent where, bool fua) {
+void Disk::write(const void* data, Extent where, bool fua, Throttle::ClientId client) {
     shard().requests.fetch_add(1, std::memory_order_relaxed);
     change(
         where,
+        client,
         [&] { backend_.write(data, where, fua); },
         [&](Backend& owner) { owner.write(data, where, fua); },
         [&](Tracked& tracked) {
@@ -178,6 +186,7 @@ void Disk::write(const void* data, Extent where, bool fua) {
                 copy = copy_of(data, where.length);
                 lock.lock();
             }
+            tracked.throttle.wrote(client, where.offset, tracked.source.new_work(where));
             tracked.source.write_done(where, copy, monotonic_us());
             tracked.changed.notify_all();
         });
@@ -204,6 +213,7 @@ void Disk::trim(Extent where, bool fua) {
     bool done = false;
     change(
         where,
+        std::nullopt,
         [&] { done = backend_.trim(where, fua); },
         [&](Backend& owner) { owner.trim(where, fua); },
         [&](Tracked& tracked) {
@@ -224,6 +234,7 @@ void Disk::trim(Extent where, bool fua) {
 void Disk::zero(Extent where, bool may_punch, bool fast, bool fua) {
     change(
         where,
+        std::nullopt,
         [&] { backend_.zero(where, may_punch, fast, fua); },
         [&](Backend& owner) { owner.zero(where, may_punch, fast, fua); },
         [&](Tracked& tracked) {
@@ -264,6 +275,9 @@ void Disk::start_tracking(std::shared_ptr<Tracked> tracked) {
 
 void Disk::stop_tracking() {
     const std::lock_guard lock(mutex_);
+    if (tracked_) {
+        tracked_->release_throttle();
+    }
     tracked_.reset();
     settle_direct();
 }
@@ -283,6 +297,9 @@ void Disk::hold() {
     leave_direct();
     std::unique_lock lock(mutex_);
     held_ = true;
+    if (tracked_) {
+        tracked_->release_throttle(); // who waits there is under way
+    }
     gate_.wait(lock, [&] { return under_way_ == 0; });
 }
 

@@ -13,6 +13,7 @@
 #include <condition_variable>
 #include <memory>
 #include <mutex>
+#include <optional>
 
 namespace drover {
 
@@ -27,7 +28,8 @@ public:
 
     // --- clients
     void read(void* data, Extent where);
-    void write(const void* data, Extent where, bool fua);
+    // client: of which connection, if that is known (a throttle is fair to each).
+    void write(const void* data, Extent where, bool fua, Throttle::ClientId client = 0);
     void flush();
     void trim(Extent where, bool fua);
     void zero(Extent where, bool may_punch, bool fast, bool fua);
@@ -72,7 +74,11 @@ private:
     template <typename Request>
     auto routed(bool change, Request&& request);
     template <typename Here, typename There, typename Report>
-    void change(Extent where, Here&& here, There&& there, Report&& report);
+    void change(Extent where,
+                std::optional<Throttle::ClientId> paced,
+                Here&& here,
+                There&& there,
+                Report&& report);
 
     Backend& backend_;
     std::atomic<bool> direct_;

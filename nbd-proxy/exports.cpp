@@ -4,6 +4,7 @@
 #include "common/error.h"
 #include "nbd-proxy/stream_priority.h"
 
+#include <atomic>
 #include <cstring>
 #include <limits>
 
@@ -31,13 +32,15 @@ public:
 class DiskExport : public Export {
 public:
     DiskExport(Disk& disk, const Backend& backend, bool read_only)
-        : disk_(disk), backend_(backend), read_only_(read_only) {}
+        : disk_(disk), backend_(backend), read_only_(read_only), client_(next_client()) {}
 
     uint64_t size() const override { return backend_.size(); }
     Backend::Features features() const override { return backend_.features(); }
     bool can_write() const override { return !read_only_; }
     void read(void* data, Extent where) override { disk_.read(data, where); }
-    void write(const void* data, Extent where, bool fua) override { disk_.write(data, where, fua); }
+    void write(const void* data, Extent where, bool fua) override {
+        disk_.write(data, where, fua, client_);
+    }
     void flush() override { disk_.flush(); }
     void trim(Extent where, bool fua) override { disk_.trim(where, fua); }
     void zero(Extent where, bool may_punch, bool fast, bool fua) override {
@@ -49,9 +52,15 @@ public:
     }
 
 private:
+    static Throttle::ClientId next_client() {
+        static std::atomic<Throttle::ClientId> last{0};
+        return ++last;
+    }
+
     Disk& disk_;
     const Backend& backend_;
     const bool read_only_;
+    const Throttle::ClientId client_;
 };
 
 class ForwardExport : public Export {

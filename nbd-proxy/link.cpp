@@ -128,9 +128,10 @@ void Link::run() {
         busy |= send_frames();
         const bool copied = capture_some();
         busy |= copied;
-        // What the guest writes does not rest: its lag would grow.
+        // What the guest writes does not rest: its lag would grow. And a guest that is made to wait
+        // for the copy has no use of that resting.
         if (const auto rest = give_way_.rest(tracked_.guest_requests());
-            copied && rest.count() > 0) {
+            copied && rest.count() > 0 && !tracked_.throttling()) {
             std::this_thread::sleep_for(rest);
         }
         const uint64_t now_us = monotonic_us();

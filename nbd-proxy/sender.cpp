@@ -419,14 +419,16 @@ void Sender::measure(uint64_t now_us) {
         const std::lock_guard lock(tracked_->mutex);
         progress = tracked_->source.progress();
     }
-    const std::lock_guard lock(mutex_);
+    const uint64_t left = progress.dirty_bytes + progress.lag_bytes;
+    Throttle::Load load{.left = left, .ready = phase_ == Phase::ready || progress.in_sync};
+    std::unique_lock lock(mutex_);
     const uint64_t span_us = now_us - measured_us_;
     const uint64_t made = progress.captured_bytes + progress.delta_bytes + progress.dirty_bytes;
     if (measured_us_ != 0 && span_us > 0) {
         // Only while there is more to send than the link takes does what it took say what it can
         // take.
         const uint64_t drained = (progress.acked_bytes - measured_acked_) * 1'000'000 / span_us;
-        const bool had_work = progress.dirty_bytes + progress.lag_bytes > 0;
+        const bool had_work = left * 1'000'000 > drain_rate_ * span_us;
         if (had_work || drained > drain_rate_) {
             drain_rate_ = drain_rate_ == 0 ? drained : (7 * drain_rate_ + drained) / 8;
         }
@@ -437,6 +439,10 @@ void Sender::measure(uint64_t now_us) {
     measured_us_ = now_us;
     measured_acked_ = progress.acked_bytes;
     measured_made_ = made;
+    load.drain_rate = drain_rate_;
+    load.write_rate = write_rate_;
+    lock.unlock();
+    tracked_->tick_throttle(load, now_us);
 }
 
 // What is left to do decides, and the rates as they were measured last.
@@ -475,6 +481,11 @@ Sender::Status Sender::status() const {
     {
         const std::lock_guard lock(tracked_->mutex);
         status.progress = tracked_->source.progress();
+        if (tracked_->throttle.active()) {
+            status.throttle_limit = tracked_->throttle.limit();
+            status.throttle_delay_us = tracked_->throttle.longest_delay_us();
+        }
+        status.slowed = tracked_->throttle.clients();
     }
     const uint64_t now_us = monotonic_us();
     const std::lock_guard lock(mutex_);

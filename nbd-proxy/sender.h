@@ -42,6 +42,10 @@ public:
             eta_ms; // until in sync, if it goes on so; none: it does not converge
         unsigned connections = 0;
         bool tls = false;
+        // Writers are slowed down to so much new work a second, each write by so much at most.
+        std::optional<uint64_t> throttle_limit;
+        uint64_t throttle_delay_us = 0;
+        std::vector<Throttle::ClientStatus> slowed; // who was, in this stream
     };
 
     // changed: called from threads of the sender when the phase changes.

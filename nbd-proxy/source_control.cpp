@@ -421,6 +421,14 @@ Json SourceControl::status(const Record& now) const {
     } else if (sending.phase != Sender::Phase::failed && quiescing) {
         phase = now.stage == Stage::quiesced ? "handed_over" : "quiescing";
     }
+    Json slowed = Json::array();
+    for (const Throttle::ClientStatus& client : sending.slowed) {
+        slowed.push_back({{"client", client.client},
+                          {"rate", client.rate},
+                          {"share", client.share == 0 ? Json() : Json(client.share)},
+                          {"delayed_writes", client.delayed_writes},
+                          {"delayed_ms", client.delayed_us / 1000}});
+    }
     return {{"phase", phase},
             {"error", sending.error.empty() ? Json() : Json(sending.error)},
             {"dirty_bytes", sending.progress.dirty_bytes},
@@ -438,6 +446,9 @@ Json SourceControl::status(const Record& now) const {
             {"eta_ms", sending.eta_ms ? Json(*sending.eta_ms) : Json()},
             {"connections", sending.connections},
             {"tls", sending.tls},
+            {"throttle_limit", sending.throttle_limit ? Json(*sending.throttle_limit) : Json()},
+            {"throttle_delay_ms", sending.throttle_delay_us / 1000},
+            {"slowed", std::move(slowed)},
             {"token_hash", quiescing ? Json(now.token_hash) : Json()},
             {"elapsed_ms", sending.elapsed_ms}};
 }

@@ -31,4 +31,35 @@ Tracked::Range::~Range() {
     tracked_.wake();
 }
 
+void Tracked::pace(Throttle::ClientId client, Extent where) {
+    if (!throttling()) {
+        return;
+    }
+    Lock lock(mutex);
+    const uint64_t start_us = monotonic_us();
+    const uint64_t delay_us =
+        throttle.delay_us(client, where.offset, source.new_work(where), start_us);
+    if (delay_us != 0) {
+        unthrottled_.wait_for(
+            lock, std::chrono::microseconds(delay_us), [&] { return !throttle.active(); });
+        throttle.waited(client, monotonic_us() - start_us);
+    }
+}
+
+void Tracked::release_throttle() {
+    const std::lock_guard lock(mutex);
+    throttle.release();
+    throttling_ = false;
+    unthrottled_.notify_all();
+}
+
+void Tracked::tick_throttle(const Throttle::Load& load, uint64_t now_us) {
+    const std::lock_guard lock(mutex);
+    throttle.tick(load, now_us);
+    throttling_ = throttle.active();
+    if (!throttle.active()) {
+        unthrottled_.notify_all();
+    }
+}
+
 } // namespace drover

@@ -4,7 +4,9 @@
 #pragma once
 
 #include "nbd-proxy/core/source.h"
+#include "nbd-proxy/core/throttle.h"
 
+#include <atomic>
 #include <chrono>
 #include <condition_variable>
 #include <functional>
@@ -39,8 +41,16 @@ public:
         RangeLock::Ticket ticket_;
     };
 
+    // Makes a client's write wait if that writes too much for the stream. With no lock held.
+    void pace(Throttle::ClientId client, Extent where);
+    // Lets those go that wait in pace().
+    void release_throttle();
+    // As the sender measured.
+    void tick_throttle(const Throttle::Load& load, uint64_t now_us);
+
     std::mutex mutex;
     Source source;                   // under mutex
+    Throttle throttle;               // under mutex
     std::condition_variable changed; // the handover went on, or a write ended; with mutex
     // There may be something to send. Called without the mutex, from any thread; set before the
     // first guest write.
@@ -48,6 +58,12 @@ public:
     // How many requests the guest has made so far: who copies beside it gives way to it. Set by the
     // disk that reports to this, which outlives it; from any thread.
     std::function<uint64_t()> guest_requests = [] { return uint64_t{0}; };
+    // Whether somebody may have to wait in pace(), for those who have no mutex.
+    bool throttling() const { return throttling_.load(std::memory_order_relaxed); }
+
+private:
+    std::atomic<bool> throttling_{false};
+    std::condition_variable unthrottled_; // with mutex
 };
 
 } // namespace drover

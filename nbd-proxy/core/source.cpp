@@ -89,6 +89,32 @@ bool Source::wants_data(Extent range) const {
     return false;
 }
 
+uint64_t Source::new_work(Extent range) const {
+    if (range.length == 0) {
+        return 0;
+    }
+    uint64_t work = 0;
+    const uint64_t last = geometry().block_of(range.end() - 1);
+    for (uint64_t block = geometry().block_of(range.offset); block <= last; ++block) {
+        const BlockMap::Mask mask = map_.mask(block);
+        if (mask == BlockMap::full) {
+            continue;
+        }
+        const Extent bytes = geometry().bytes_of(block, 1);
+        const uint64_t begin = std::max(bytes.offset, range.offset);
+        const uint64_t end = std::min(bytes.end(), range.end());
+        if (mask == 0) {
+            work += end - begin;
+            continue;
+        }
+        const uint64_t unit = geometry().sub_block_size();
+        for (uint64_t at = begin - (begin - bytes.offset) % unit; at < end; at += unit) {
+            work += (mask >> ((at - bytes.offset) / unit) & 1) == 0 ? unit : 0;
+        }
+    }
+    return work;
+}
+
 // A write where none may be: whoever trusted the handover must not, from before the write on.
 void Source::wrote_something(uint64_t now_us) {
     if (handover_ == Handover::queued || handover_ == Handover::durable) {

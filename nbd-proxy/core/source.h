@@ -94,6 +94,8 @@ public:
     // --- guest path; each is called while the range is held
     // Whether write_done will log this write, so that its data is worth copying now.
     bool wants_data(Extent range) const;
+    // How many bytes a write of the range adds to what is still to be sent.
+    uint64_t new_work(Extent range) const;
     // data: of the whole range, or null (then its clean blocks turn dirty). now_us: any monotonic
     // clock.
     void write_done(Extent range, const Bytes& data, uint64_t now_us);

@@ -5,39 +5,9 @@
 # test: timeout=200 tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/pair-functions.sh
+source "$e2e_top/test/e2e/pair-functions.sh"
 requires drover nbdkit qemu-io jq
-
-ctl() { drover ctl "$@"; }
-replication() { json ".replication.$1" ctl "$tmp/src.ctl" status; }
-phase_is() { [[ $(replication phase) == "$1" ]]; }
-
-# serve NAME ARGUMENT...: an nbdkit with the plugin; its pid in ${pid_of[NAME]}
-declare -A pid_of
-serve() {
-    local name=$1
-    shift
-    rm -f "$name.sock"
-    background nbdkit -f -t 32 -U "$tmp/$name.sock" "$DROVER_PLUGIN" "control=$tmp/$name.ctl" "$@"
-    pid_of[$name]=$pid
-    wait_for 20 test -S "$name.ctl"
-}
-killed() {
-    kill -9 "${pid_of[$1]}"
-    wait_for 20 eventually_gone "${pid_of[$1]}"
-}
-stop() {
-    ctl "$tmp/$1.ctl" shutdown >/dev/null
-    wait_for 20 eventually_gone "${pid_of[$1]}"
-}
-new_id() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
-prepare() {
-    ctl "$tmp/$1.ctl" prepare "{\"migration\":\"$2\",\"generation\":$3,\"uuid\":\"$(json .uuid ctl "$tmp/src.ctl" status)\"}" >/dev/null
-}
-# replicate MIGRATION GENERATION [MORE]
-replicate() {
-    ctl "$tmp/src.ctl" replicate "{\"migration\":\"$1\",\"generation\":$2,\"to\":{\"socket\":\"$tmp/dst.sock\"}${3-}}" >/dev/null
-}
-src="nbd+unix:///?socket=$tmp/src.sock"
 
 echo "# the destination is killed, twice: the client goes on, and the stream does when there is one again"
 head -c 48M /dev/urandom >src.img
@@ -59,7 +29,7 @@ client &
 client=$!
 on_exit e2e_kill $client
 wait_for 20 phase_is bulk
-for again in 1 2; do
+for _ in 1 2; do
     sleep 0.3
     killed dst
     wait_for 20 phase_is connecting
@@ -94,9 +64,9 @@ drover ctl "$tmp/src.ctl" replicate "{\"migration\":\"$migration\",\"generation\
 asked=$!
 phase_is_there() { [[ $(replication phase) != null ]]; }
 wait_for 10 phase_is_there
-before=$SECONDS
+before=$SECONDS # an answer of the destination would be waited for for 30 s
 ctl "$tmp/src.ctl" cancel >/dev/null
-((SECONDS - before < 5)) || fail "cancel took $((SECONDS - before)) s"
+((SECONDS - before < 25)) || fail "cancel took $((SECONDS - before)) s"
 wait $asked && fail "replicate claims to have worked"
 kill -CONT "${pid_of[dst]}"
 qemu-io -f raw -c 'write -P 9 1M 64k' "$src" >/dev/null || fail "the client does not go on"
@@ -118,7 +88,7 @@ for ends in stop terminated; do
     wait_for 10 phase_is quiescing
     before=$SECONDS
     $ends src
-    ((SECONDS - before < 10)) || fail "the end of the source took $((SECONDS - before)) s"
+    ((SECONDS - before < 25)) || fail "the end of the source took $((SECONDS - before)) s"
     wait $asked && fail "quiesce claims to have worked"
     kill -CONT "${pid_of[dst]}"
     serve src src.img

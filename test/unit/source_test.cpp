@@ -110,6 +110,20 @@ bool has_op(const Frame& frame, OpType type) {
 
 } // namespace
 
+TEST_CASE("source: new work is what a write adds to what is still to be sent") {
+    Fixture disk;
+    constexpr uint64_t unit = block / BlockGeometry::sub_blocks;
+    CHECK(disk.source.new_work({0, 0}) == 0);
+    CHECK(disk.source.new_work({block / 2, 2 * block}) == 0); // all dirty
+    disk.in_sync();
+    CHECK(disk.source.new_work({block / 2, 2 * block}) == 2 * block);
+    CHECK(disk.source.new_work({1, 1}) == 1);
+    disk.spoil({block + unit, unit}); // one sub-block of the second block is dirty
+    CHECK(disk.source.new_work({block + unit, unit}) == 0);
+    CHECK(disk.source.new_work({block + 2 * unit + 1, 1}) == unit);
+    CHECK(disk.source.new_work({block - 10, 10 + 3 * unit}) == 10 + 2 * unit);
+}
+
 TEST_CASE("source: a dirty block takes writes without an LSN, a clean one logs them") {
     Fixture f;
     CHECK(f.source.progress().dirty_bytes == 8 * block);

@@ -11,7 +11,8 @@ TEST_CASE("the table tells of served, replicating, receiving, stopped and failin
       {"name": "vm1", "migration": {"to": "far", "phase": "copy"}, "disks": [
         {"name": "root", "served": true, "error": null, "record": null, "status":
           {"role": "owner", "generation": 3, "size": 1048576, "replica": null, "replication":
-            {"phase": "bulk", "error": null, "dirty_bytes": 2048, "lag_bytes": 512, "drain_rate": 1024}}},
+            {"phase": "bulk", "error": null, "dirty_bytes": 2048, "lag_bytes": 512, "drain_rate": 1024,
+             "throttle_limit": 512}}},
         {"name": "failed", "served": true, "error": null, "record": null, "status":
           {"role": "owner", "generation": 3, "size": 1, "replica": null, "replication":
             {"phase": "failed", "error": "link lost"}}},
@@ -28,7 +29,7 @@ TEST_CASE("the table tells of served, replicating, receiving, stopped and failin
         status_table(vms) ==
         "VM           DISK     SERVED  ROLE     GENERATION  SIZE     REPLICATION\n"
         "vm1          root     yes     owner    3           1.0 MiB  bulk, 2.0 KiB dirty, lag 512 "
-        "B, 1.0 KiB/s\n"
+        "B, 1.0 KiB/s, writers slowed to 512 B/s\n"
         "vm1          failed   yes     owner    3           1 B      failed: link lost\n"
         "vm1          stopped  no      fenced   4           -        -\n"
         "longer-name  in       yes     replica  1           1.0 MiB  4.0 KiB received, consistent\n"

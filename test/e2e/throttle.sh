@@ -1,0 +1,53 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# A client that writes more than the link takes: the stream gets ready all the same, the client is slowed down and sees it
+# told, one that writes little beside it is not; when the stream ends so does the waiting.
+# test: timeout=200 tsan
+# shellcheck source=test/e2e/functions.sh
+source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/pair-functions.sh
+source "$e2e_top/test/e2e/pair-functions.sh"
+requires drover nbdkit fio jq
+
+head -c 64M /dev/urandom >src.img
+# A log that holds little: what does not fit turns blocks dirty.
+serve src src.img log-memory=4M
+serve dst dst.img role=destination size=64M
+migration=$(new_id)
+prepare dst "$migration" 2
+
+# writer NAME OPTION...
+writer() {
+    local name=$1
+    shift
+    background fio --name="$name" --ioengine=nbd --uri="$src" --rw=randwrite --norandommap --bs=4k \
+        --size=64M --time_based --runtime=600 --randrepeat=0 --output="$name.log" "$@"
+}
+slowed() { [[ $(replication 'slowed | length') -ge 1 ]]; }
+
+writer greedy --iodepth=16
+greedy=$pid
+writer modest --iodepth=1 --rate_iops=20
+modest=$pid
+replicate "$migration" 2 ',"max_bandwidth":20000000'
+echo "# it is behind, says so, and gets ready"
+wait_for 60 slowed
+[[ $(replication throttle_limit) != null ]] || fail "somebody is slowed down, to nothing"
+# In sync it comes as well, now and then.
+is_ready() { [[ $(replication phase) == @(ready|in_sync) ]]; }
+wait_for 120 is_ready
+ctl "$tmp/src.ctl" status | jq '.replication | {phase, throttle_limit, throttle_delay_ms, drain_rate, write_rate, slowed}'
+[[ $(replication 'slowed | length') == 1 ]] || fail "the client that writes little was slowed down as well"
+[[ $(replication 'slowed[0].delayed_ms > 0') == true ]] || fail "nobody has waited"
+
+echo "# when the stream is cancelled nobody waits any longer"
+ctl "$tmp/src.ctl" cancel >/dev/null
+[[ $(json .replication ctl "$tmp/src.ctl" status) == null ]] || fail "it goes on"
+kill -INT "$greedy" "$modest"
+wait_for 30 eventually_gone "$greedy"
+wait_for 30 eventually_gone "$modest"
+if grep -qi 'error=' greedy.log modest.log; then
+    fail "a client saw an error: $(cat greedy.log modest.log)"
+fi
+stop src
+stop dst
