@@ -369,6 +369,7 @@ void Sender::keep_up() {
         if (ending_) {
             return;
         }
+        tracked_->release_throttle(); // nobody waits for a dead link
         if (error != ENOTCONN || options_.plain) {
             set_phase(Phase::failed, why);
             return;

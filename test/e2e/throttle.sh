@@ -23,6 +23,7 @@ writer() {
     background fio --name="$name" --ioengine=nbd --uri="$src" --rw=randwrite --norandommap --bs=4k \
         --size=64M --time_based --runtime=600 --randrepeat=0 --output="$name.log" "$@"
 }
+is_throttled() { [[ $(replication throttle_limit) != null ]]; }
 slowed() { [[ $(replication 'slowed | length') -ge 1 ]]; }
 
 writer greedy --iodepth=16
@@ -32,13 +33,20 @@ modest=$pid
 replicate "$migration" 2 ',"max_bandwidth":20000000'
 echo "# it is behind, says so, and gets ready"
 wait_for 60 slowed
-[[ $(replication throttle_limit) != null ]] || fail "somebody is slowed down, to nothing"
+is_throttled || fail "somebody is slowed down, to nothing"
 # In sync it comes as well, now and then.
 is_ready() { [[ $(replication phase) == @(ready|in_sync) ]]; }
 wait_for 120 is_ready
 ctl "$tmp/src.ctl" status | jq '.replication | {phase, throttle_limit, throttle_delay_ms, drain_rate, write_rate, slowed}'
 [[ $(replication 'slowed | length') == 1 ]] || fail "the client that writes little was slowed down as well"
 [[ $(replication 'slowed[0].delayed_ms > 0') == true ]] || fail "nobody has waited"
+
+echo "# nobody waits for a destination that has gone"
+killed dst
+wait_for 20 phase_is connecting
+[[ $(replication throttle_limit) == null ]] || fail "it goes on while the link is down"
+serve dst dst.img role=destination
+wait_for 60 is_throttled
 
 echo "# when the stream is cancelled nobody waits any longer"
 ctl "$tmp/src.ctl" cancel >/dev/null
