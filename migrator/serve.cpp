@@ -141,7 +141,7 @@ std::map<std::string, std::string> tls_environment() {
         ::access("/etc/gnutls/config", F_OK) == 0) {
         return {};
     }
-    const std::string path = paths().run + "/gnutls.conf";
+    const std::string path = paths().run + "/.gnutls.conf"; // no VM has this name
     write_file_atomically(path, "[overrides]\ntls-disabled-cipher = CHACHA20-POLY1305\n", 0644);
     return {{"GNUTLS_SYSTEM_PRIORITY_FILE", path}};
 }
