@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The C boundary: nbdkit's callbacks, and nothing else. No exception crosses it.
 #include "common/error.h"
+#include "common/privilege.h"
 #include "common/units.h"
 #include "nbd-proxy/control_server.h"
 #include "nbd-proxy/engine.h"
@@ -152,7 +153,10 @@ int configured() noexcept {
 }
 
 int get_ready() noexcept {
-    return done_or_error("drover", [] { engine = std::make_unique<drover::Engine>(options); });
+    return done_or_error("drover", [] {
+        drover::keep_memory_private(); // nbdkit's fork inherits it
+        engine = std::make_unique<drover::Engine>(options);
+    });
 }
 
 // After a clean shutdown: nbdkit goes in its own time (it waits for clients that are idle, up to
