@@ -13,4 +13,10 @@ bool may_control(int socket);
 // the programs that are started.
 void keep_memory_private();
 
+// For this thread and those that it makes from now on: calls that no server of a disk has a use for
+// (to start programs, look into other processes, mount, load modules, enter namespaces, ...) fail
+// with EPERM, and the kernel's audit log has them. All others, also those to come, are as before.
+// Throws Error(io) where the kernel can't.
+void forbid_foreign_calls();
+
 } // namespace drover

@@ -112,6 +112,8 @@ setpriv --reuid nobody --regid "$(id -g nobody)" --clear-groups nbdinfo --size "
     fail "the group of socket-group is not let in"
 write_all 0x11
 
+[[ $(sed -n 's/^Seccomp:\s*//p' "/proc/$first/status") == 2 ]] || fail "the process of the disk has no filter: $(cat a/state/vm1/root/log)"
+
 echo "# its processes outlive the main one, and are found again"
 main=$(pgrep -f "^drover serve --foreground vm1$")
 kill -9 "$main"
