@@ -47,10 +47,21 @@ std::string machine_id() {
     }
 }
 
+// The id of a migration is known to its two sides alone: only who says it is told it.
+Json without_other_migrations(Json disks, const std::string& migration) {
+    for (Json& disk : disks) {
+        if (disk.at("migration") != migration) {
+            disk["migration"] = "";
+        }
+    }
+    return disks;
+}
+
 // For a recovery at the other side.
 Json records(const Json& params) {
-    rpc::only_params(params, {"vm", "disks"});
+    rpc::only_params(params, {"vm", "disks", "migration"});
     const std::string vm = rpc::string_param(params, "vm");
+    const std::string migration = rpc::string_param(params, "migration");
     const Json names = params.value("disks", Json());
     if (!valid_name(vm) || !names.is_array()) {
         throw Error(ErrorKind::usage, "a VM's name and an array of disks are expected");
@@ -62,7 +73,7 @@ Json records(const Json& params) {
         }
         disks.push_back(standing_json(name, recorded_standing(vm, name)));
     }
-    return {{"disks", std::move(disks)}};
+    return {{"disks", without_other_migrations(std::move(disks), migration)}};
 }
 
 UniqueFd taken(int fd) {
@@ -201,12 +212,19 @@ private:
             return destination_.run(std::move(params));
         }
         if (name == "take_over") {
-            return destination_.take_over(std::move(params));
+            return take_over(std::move(params));
         }
         if (name == "supersede") {
             return destination_.supersede(std::move(params));
         }
         return other_method(std::move(name), std::move(params));
+    }
+
+    asio::awaitable<Json> take_over(Json params) {
+        const std::string migration = rpc::string_param(params, "migration");
+        Json answer = co_await destination_.take_over(std::move(params));
+        answer["disks"] = without_other_migrations(std::move(answer["disks"]), migration);
+        co_return answer;
     }
 
     asio::awaitable<Json> other_method(std::string name, Json params) {

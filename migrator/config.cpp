@@ -165,6 +165,21 @@ bool valid_name(std::string_view name) {
            name[0] != '_' && name[0] != '-';
 }
 
+bool valid_disk_name(std::string_view name) {
+    constexpr std::array<std::string_view, 11> taken{"agent.lock",
+                                                     "guardian.log",
+                                                     "hypervisor.log",
+                                                     "journal",
+                                                     "journal.tmp",
+                                                     "keys",
+                                                     "last-migration.json",
+                                                     "migrate",
+                                                     "migrate.lock",
+                                                     "qmp",
+                                                     "vm.toml"};
+    return valid_name(name) && std::find(taken.begin(), taken.end(), name) == taken.end();
+}
+
 bool valid_mac(std::string_view mac) {
     static const std::regex pattern("[0-9a-f][02468ace](:[0-9a-f]{2}){5}");
     return mac.size() == 17 && std::regex_match(mac.begin(), mac.end(), pattern);

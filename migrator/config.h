@@ -21,6 +21,8 @@ namespace drover {
 // [a-zA-Z0-9][a-zA-Z0-9._-]{0,63}: names of VMs and disks. They become file names, NBD URIs
 // and argv words, so nothing else is let through.
 bool valid_name(std::string_view name);
+// The same, but for what Drover's own files and sockets beside the disks' are called.
+bool valid_disk_name(std::string_view name);
 // Six pairs of lower-case hexadecimal digits with colons; not a group address.
 bool valid_mac(std::string_view mac);
 // A Linux interface name: 1 to 15 of [a-zA-Z0-9._-], not "." or "..".

@@ -2,6 +2,7 @@
 // The process around a migration: its event loop, signals, lock and control socket.
 #include "migrator/coordinator.h"
 
+#include "common/privilege.h"
 #include "migrator/guardian.h"
 #include "migrator/migration.h"
 #include "migrator/paths.h"
@@ -65,7 +66,10 @@ private:
                 if (error) {
                     return;
                 }
-                serve(UniqueFd(socket.release()));
+                UniqueFd peer(socket.release());
+                if (may_control(peer.get())) {
+                    serve(std::move(peer));
+                }
                 accept();
             });
     }

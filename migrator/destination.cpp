@@ -7,6 +7,7 @@
 #include "nbd-proxy/record_store.h"
 
 #include <algorithm>
+#include <filesystem>
 
 namespace drover {
 namespace {
@@ -106,6 +107,37 @@ void Destination::make_disks() {
     }
 }
 
+// Also where the peer names other disks than those that it has here: its sockets, its monitor and
+// its file are the VM's.
+void Destination::refuse_own_vm() const {
+    std::error_code none;
+    for (const auto& entry :
+         std::filesystem::directory_iterator(paths().vm_state(vm_.name), none)) {
+        const auto record =
+            entry.is_directory(none) ? peek_record(entry.path().string()) : std::nullopt;
+        if (record && may_write(*record)) {
+            throw Error(ErrorKind::refused,
+                        fmt::format("{} is a VM of this host already (disk {}, generation {}): it "
+                                    "can't come from elsewhere; if it is to be given up, move {} "
+                                    "and its images away",
+                                    vm_.name,
+                                    entry.path().filename().string(),
+                                    record->generation,
+                                    paths().vm_state(vm_.name)));
+        }
+    }
+}
+
+// Whether this host has heard of the migration. Its id, which only the two sides of it know, is
+// what lets a peer have a say about a VM that is here.
+bool Destination::is_known_here() const {
+    const auto journal = read_journal(paths().journal(vm_.name));
+    return (journal && journal->text("migration") == migration_) ||
+           std::any_of(disks_.begin(), disks_.end(), [](const auto& disk) {
+               return disk->is_of_this_migration();
+           });
+}
+
 Json Destination::check(const Json& params) {
     rpc::only_params(params, {"vm", "disk_only"});
     if (stage_ != Stage::blank) {
@@ -115,6 +147,7 @@ Json Destination::check(const Json& params) {
     vm_ = check_description(site_, params.value("vm", Json()), disk_only_);
     make_disks();
     uint64_t generation = 0;
+    refuse_own_vm();
     for (const auto& disk : disks_) {
         disk->check();
         generation = std::max(generation, disk->generation());
@@ -161,6 +194,12 @@ asio::awaitable<void> Destination::end_leftover() {
     if (!left || left->over()) {
         co_return;
     }
+    if (left->text("side") != "destination") {
+        throw Error(ErrorKind::state,
+                    fmt::format("a migration of {0} from this host has not come to its end: "
+                                "`drover recover {0}` there first",
+                                vm_.name));
+    }
     if (has_hypervisor()) {
         co_await adopt_hypervisor();
         co_await hypervisor_->destroy(destroy_patience);
@@ -188,7 +227,9 @@ asio::awaitable<Json> Destination::take_over(Json params) {
         }
         journal_ = journal_of(paths().journal(vm_.name), migration_);
         stage_ = Stage::acting;
-        co_await adopt_hypervisor();
+        if (is_known_here()) {
+            co_await adopt_hypervisor();
+        }
         make_takeover();
     }
     const std::vector<DiskStanding> standings = co_await takeover_->standing();
@@ -443,7 +484,9 @@ asio::awaitable<void> Destination::end_journal() {
 asio::awaitable<Json> Destination::finish() {
     require_acting("finish");
     co_await takeover_->finish();
-    keep_vm_file();
+    if (disks_.front()->is_of_this_migration()) { // else it has moved on since
+        keep_vm_file();
+    }
     co_await end_journal();
     stage_ = Stage::over;
     co_return Json::object();

@@ -73,6 +73,8 @@ private:
     void require_not_promoted(const char* method) const;
     asio::awaitable<void> lock(milliseconds patience);
     void make_disks();
+    void refuse_own_vm() const;
+    bool is_known_here() const;
     void make_takeover();
     void make_hypervisor();
     asio::awaitable<void> adopt_hypervisor();

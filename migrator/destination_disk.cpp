@@ -7,6 +7,7 @@
 
 #include <filesystem>
 
+#include <sys/stat.h>
 #include <unistd.h>
 
 namespace drover {
@@ -23,6 +24,24 @@ std::string migration_user(const std::string& migration) {
 
 bool exists(const std::string& path) {
     return ::access(path.c_str(), F_OK) == 0;
+}
+
+bool is_link(const std::string& path) {
+    struct stat info {};
+    return ::lstat(path.c_str(), &info) == 0 && S_ISLNK(info.st_mode);
+}
+
+// An image of the folder of images lies in there, whatever somebody has put in its place.
+void refuse_links(const std::string& image) {
+    for (const std::string& path : {std::filesystem::path(image).parent_path().string(), image}) {
+        if (is_link(path)) {
+            throw Error(ErrorKind::refused,
+                        fmt::format("{} is a symbolic link: an image elsewhere is named in the "
+                                    "VM's file in {}",
+                                    path,
+                                    paths().vm_files()));
+        }
+    }
 }
 
 } // namespace
@@ -63,6 +82,17 @@ void DestinationDisk::check() const {
                         to_string(record->role),
                         record->generation,
                         paths().disk_state(vm_, disk_.name)));
+    }
+    // Its name is all that the peer has of it: what is here is another one's.
+    if (record && !record->uuid.empty() && record->uuid != disk_.uuid) {
+        throw Error(ErrorKind::refused,
+                    fmt::format("{} of this host is another disk than the peer's: choose another "
+                                "name, or move {} and its image away",
+                                label,
+                                paths().disk_state(vm_, disk_.name)));
+    }
+    if (is_in_images()) {
+        refuse_links(where.file);
     }
     if (is_in_images() && !record && exists(where.file)) {
         throw Error(
@@ -173,7 +203,19 @@ Json standing_json(const std::string& name, const DiskStanding& standing) {
             {"may_have_run", standing.may_have_run}};
 }
 
+bool DestinationDisk::is_of_this_migration() const {
+    return !migration_.empty() && recorded_standing(vm_, disk_.name).migration == migration_;
+}
+
+void DestinationDisk::require_this_migration() const {
+    if (!is_of_this_migration()) {
+        throw Error(ErrorKind::state,
+                    fmt::format("disk {}/{}: nothing of this migration is here", vm_, disk_.name));
+    }
+}
+
 void DestinationDisk::add_forward_key(const std::string& key) {
+    require_this_migration();
     forward_user_ = "forward-" + migration_.substr(0, 16);
     forward_key_ = key;
     add_psk_key(vm_, disk_.name, forward_user_, key);
@@ -181,6 +223,9 @@ void DestinationDisk::add_forward_key(const std::string& key) {
 
 // A disk that is not served any more is served again: what is asked of it is for its record.
 asio::awaitable<Json> DestinationDisk::call(std::string method, Json params) {
+    if (method != "prepare" && method != "refuse") {
+        require_this_migration();
+    }
     if (!control_ || control_->closed()) {
         co_await start();
     }
@@ -250,7 +295,10 @@ asio::awaitable<void> DestinationDisk::put_down() {
     if (control_) {
         control_->close("the migration ends");
     }
-    if (std::exchange(running_, false)) {
+    // Not one that somebody of this host uses, and that was only asked here.
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    const bool in_use = record && may_write(*record) && served_.already;
+    if (std::exchange(running_, false) && !in_use) {
         std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); };
         co_await on_a_thread(std::move(stop));
     }

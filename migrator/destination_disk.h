@@ -36,6 +36,7 @@ public:
     // Of a migration that another agent has prepared, or that came no further here. Nothing is
     // started before it is needed.
     void attach(const std::string& migration);
+    bool is_of_this_migration() const;
     // A key that outlives the migration, for a source that forwards its client here.
     void add_forward_key(const std::string& key);
 
@@ -70,6 +71,7 @@ public:
 private:
     asio::awaitable<void> start();
     void connect();
+    void require_this_migration() const;
     bool is_in_images() const; // not a volume of the operator's own
     asio::awaitable<rpc::Json> call(std::string method, rpc::Json params);
 

@@ -220,7 +220,8 @@ asio::awaitable<std::optional<DiskStanding>> DestinationRecovery::ask_source() {
     std::optional<DiskStanding> standing;
     try {
         co_await agent.start();
-        Json params{{"vm", vm_}, {"disks", Json::array()}};
+        Json params{
+            {"vm", vm_}, {"disks", Json::array()}, {"migration", journal_.text("migration")}};
         for (const Json& disk : journal_.facts.at("vm").at("disks")) {
             params["disks"].push_back(disk.at("name"));
         }

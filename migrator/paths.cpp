@@ -39,6 +39,23 @@ void sync_directory(const std::string& path) {
     }
 }
 
+// Of this mode, whatever the umask. False if its parent is missing.
+bool make_directory(const std::string& path, unsigned mode) {
+    if (::mkdir(path.c_str(), mode) != 0) {
+        if (errno == EEXIST) {
+            return true;
+        }
+        if (errno == ENOENT) {
+            return false;
+        }
+        throw_errno(path);
+    }
+    if (::chmod(path.c_str(), mode) != 0) {
+        throw_errno(path);
+    }
+    return true;
+}
+
 } // namespace
 
 std::string Paths::vm_files() const {
@@ -105,16 +122,16 @@ const Paths& paths() {
 }
 
 void make_directories(const std::string& path, unsigned mode) {
-    if (::mkdir(path.c_str(), mode) == 0 || errno == EEXIST) {
+    if (make_directory(path, mode)) {
         return;
     }
     const std::string parent = std::filesystem::path(path).parent_path();
-    if (errno != ENOENT || parent.empty() || parent == path) {
-        throw_errno(path);
+    if (parent.empty() || parent == path) {
+        throw_errno(path, ENOENT);
     }
     make_directories(parent, mode);
-    if (::mkdir(path.c_str(), mode) != 0 && errno != EEXIST) {
-        throw_errno(path);
+    if (!make_directory(path, mode)) {
+        throw_errno(path, ENOENT);
     }
 }
 

@@ -141,7 +141,7 @@ std::map<std::string, std::string> tls_environment() {
         ::access("/etc/gnutls/config", F_OK) == 0) {
         return {};
     }
-    const std::string path = paths().run + "/gnutls.conf";
+    const std::string path = paths().run + "/.gnutls.conf"; // no VM has this name
     write_file_atomically(path, "[overrides]\ntls-disabled-cipher = CHACHA20-POLY1305\n", 0644);
     return {{"GNUTLS_SYSTEM_PRIORITY_FILE", path}};
 }
@@ -173,6 +173,7 @@ std::vector<std::string> nbdkit_command(const std::string& vm, const ServeDisk& 
     argv.push_back("control=" + paths().disk_control(vm, disk.name));
     argv.push_back("state=" + paths().disk_state(vm, disk.name));
     argv.push_back(disk.role == ServeRole::source ? "role=source" : "role=destination");
+    argv.push_back("confine=yes"); // no filter is there that may have to start a program
     if (disk.size != 0) {
         argv.push_back(fmt::format("size={}", disk.size));
     }

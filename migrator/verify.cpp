@@ -6,6 +6,7 @@
 #include "migrator/paths.h"
 #include "migrator/peer_agent.h"
 #include "migrator/serve.h"
+#include "nbd-proxy/record_store.h"
 
 #include <asio/co_spawn.hpp>
 #include <asio/io_context.hpp>
@@ -31,15 +32,25 @@ Json HashAccess::open(const Json& params) {
     vm_ = vm;
     user_ = "verify-" + random_hex(8);
     Json disks = Json::array();
-    for (const Json& name : names) {
-        if (!name.is_string() || !valid_name(name.get<std::string>())) {
+    for (const Json& disk : names) {
+        rpc::only_params(disk, {"name", "uuid"});
+        const std::string name = rpc::string_param(disk, "name");
+        if (!valid_name(name)) {
             throw Error(ErrorKind::usage, "parameter 'disks': names of disks are expected");
         }
         const auto served = find_served(vm, name);
         if (!served) {
-            throw Error(
-                ErrorKind::state,
-                fmt::format("disk {}/{} is not being served there", vm, name.get<std::string>()));
+            throw Error(ErrorKind::state,
+                        fmt::format("disk {}/{} is not being served there", vm, name));
+        }
+        // Whoever has a copy of the disk knows it. It is not told to others.
+        const auto record = peek_record(paths().disk_state(vm, name));
+        if (!record || record->uuid != rpc::string_param(disk, "uuid")) {
+            throw Error(ErrorKind::refused,
+                        fmt::format("disk {}/{} there is another disk than the one here, by its "
+                                    "UUID",
+                                    vm,
+                                    name));
         }
         add_psk_key(vm, name, user_, key);
         disks_.push_back(name);
@@ -76,16 +87,27 @@ struct Verification {
         co_await agent.start();
         const milliseconds connect = site.timeouts.connect;
         const std::string key = random_hex(32);
-        Json names = Json::array();
+        Json disks = Json::array();
         for (const DiskSpec& disk : vm.disks) {
-            names.push_back(disk.name);
+            const std::string uuid = co_await uuid_of(disk.name);
+            disks.push_back({{"name", disk.name}, {"uuid", uuid}});
         }
-        Json params{{"vm", vm.name}, {"disks", std::move(names)}, {"psk_key", key}};
+        Json params{{"vm", vm.name}, {"disks", std::move(disks)}, {"psk_key", key}};
         const Json answer = co_await agent.call("hashes", std::move(params), connect);
         for (const Json& there : answer.at("disks")) {
             co_await compare(there, key);
         }
         co_await agent.end();
+    }
+
+    asio::awaitable<std::string> uuid_of(std::string name) {
+        const auto disk =
+            connect_peer(executor, "disk " + name, paths().disk_control(vm.name, name), {});
+        Json none = Json::object();
+        const milliseconds limit = site.timeouts.start;
+        const Json status = co_await disk->call("status", std::move(none), limit);
+        disk->close("done");
+        co_return status.value("uuid", "");
     }
 
     asio::awaitable<void> compare(Json there, std::string key) {

@@ -55,7 +55,7 @@ VmDescription::Disk check_disk(const SiteConfig& site, const Json& params) {
     disk.uuid = rpc::string_param(params, "uuid");
     disk.size = rpc::uint_param(params, "size");
     disk.block_size = rpc::uint_param(params, "block_size");
-    if (!valid_name(disk.name)) {
+    if (!valid_disk_name(disk.name)) {
         refuse(fmt::format("'{}' is no name of a disk", shown(disk.name)));
     }
     if (disk.uuid.size() > 36 || !std::regex_match(disk.uuid, uuid)) {

@@ -51,10 +51,11 @@ void check_image(const ConfigTable& table, const std::string& file) {
 DiskSpec read_disk(ConfigTable& table, HostCheck check) {
     DiskSpec disk;
     disk.name = table.required_string("name", "a name such as \"root\"");
-    if (!valid_name(disk.name)) {
+    if (!valid_disk_name(disk.name)) {
         table.fail("name",
                    fmt::format("letters, digits, '.', '_' and '-' are expected, 64 at most, a "
-                               "letter or digit first, not \"{}\"",
+                               "letter or digit first, and no name of Drover's own such as "
+                               "\"journal\" or \"qmp\", not \"{}\"",
                                disk.name));
     }
     disk.store.file = table.string("file").value_or("");

@@ -3,6 +3,7 @@
 
 #include "common/error.h"
 #include "common/json_rpc.h"
+#include "common/privilege.h"
 
 #include <chrono>
 
@@ -53,13 +54,6 @@ UniqueFd listen_on(const std::string& path) {
         throw_errno(path);
     }
     return listener;
-}
-
-bool may_connect(int fd) {
-    ucred peer{};
-    socklen_t length = sizeof peer;
-    return ::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 &&
-           (peer.uid == 0 || peer.uid == ::geteuid());
 }
 
 } // namespace
@@ -207,7 +201,7 @@ void ControlServer::accept_all() {
         reap();
         const std::lock_guard lock(mutex_);
         try {
-            if (peer && may_connect(peer.get()) && connections_.size() < most_connections) {
+            if (peer && may_control(peer.get()) && connections_.size() < most_connections) {
                 connections_.push_back(std::make_unique<Connection>(*this, std::move(peer)));
             }
         } catch (const std::exception&) {

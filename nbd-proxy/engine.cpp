@@ -135,8 +135,10 @@ std::unique_ptr<Export> Engine::open_for_peer(const std::string& name, bool read
                                   hash_seed(uuid_bytes(record.uuid)),
                                   destination_->snapshot());
     }
-    const std::string forward = fmt::format("forward/{}/", record.generation);
-    if (name.starts_with(forward) && may_write(record)) {
+    // nbdkit does not tell whose key opened the connection. The migration's id, which only its two
+    // sides know, keeps the disk from a key that was made for another purpose.
+    const std::string forward = fmt::format("forward/{}/{}/", record.migration, record.generation);
+    if (name.starts_with(forward) && may_write(record) && !record.migration.empty()) {
         const std::string number = name.substr(forward.size());
         uint64_t n = 0;
         const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), n);

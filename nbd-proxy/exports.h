@@ -51,7 +51,7 @@ private:
     uint64_t number_ = 0;
     uint64_t under_way_ = 0;
 };
-// `forward/G/N`: the disk, for the connections of number N.
+// `forward/MIGRATION/G/N`: the disk, for the connections of number N.
 std::unique_ptr<Export> make_forward_export(std::unique_ptr<Export> disk,
                                             std::shared_ptr<ForwardGate> gate,
                                             uint64_t number);

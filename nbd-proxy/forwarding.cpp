@@ -54,7 +54,8 @@ std::unique_ptr<NbdClient> Forwarding::dial(const std::atomic<bool>& give_up) {
     }
     if (numbered) {
         // A number that was never used before, durably.
-        options.export_name = fmt::format("forward/{}/{}", now.generation, now.version);
+        options.export_name =
+            fmt::format("forward/{}/{}/{}", now.migration, now.generation, now.version);
     }
     return std::make_unique<NbdClient>(options);
 }

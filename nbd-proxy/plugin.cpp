@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The C boundary: nbdkit's callbacks, and nothing else. No exception crosses it.
 #include "common/error.h"
+#include "common/privilege.h"
 #include "common/units.h"
 #include "nbd-proxy/control_server.h"
 #include "nbd-proxy/engine.h"
@@ -32,6 +33,7 @@ using drover::Extent;
 // The process's one disk: configured, then started after the fork, then gone in cleanup.
 drover::EngineOptions options;
 std::string control_path;
+bool confined = false;
 std::unique_ptr<drover::Engine> engine;
 std::unique_ptr<drover::ControlServer> control;
 
@@ -119,6 +121,12 @@ int configure(const char* name, const char* value) noexcept {
                 usage(fmt::format("cache={}: default or none is expected", text));
             }
             options.cache = text == "none" ? drover::CacheMode::none : drover::CacheMode::normal;
+        } else if (key == "confine") {
+            const int yes = nbdkit_parse_bool(value);
+            if (yes < 0) {
+                usage(fmt::format("confine={}: yes or no is expected", text));
+            }
+            confined = yes != 0;
         } else if (key == "reconnect") {
             unsigned seconds = 0;
             if (nbdkit_parse_unsigned("reconnect", value, &seconds) < 0) {
@@ -151,8 +159,23 @@ int configured() noexcept {
     });
 }
 
+// The disk matters more than the filter.
+void confine() {
+    try {
+        drover::forbid_foreign_calls();
+    } catch (const Error& error) {
+        nbdkit_error("warning: not confined: %s", error.what());
+    }
+}
+
 int get_ready() noexcept {
-    return done_or_error("drover", [] { engine = std::make_unique<drover::Engine>(options); });
+    return done_or_error("drover", [] {
+        drover::keep_memory_private(); // nbdkit's fork inherits it, and its threads the filter
+        if (confined) {
+            confine();
+        }
+        engine = std::make_unique<drover::Engine>(options);
+    });
 }
 
 // After a clean shutdown: nbdkit goes in its own time (it waits for clients that are idle, up to
@@ -251,6 +274,7 @@ const char help[] =
     "block-size=SIZE        unit of tracking, 4K to 1M (default: 64K)\n"
     "log-memory=SIZE        writes that may wait for the link in memory (default: 64M)\n"
     "cache=default|none     none: keep what is written out of the page cache\n"
+    "confine=BOOL           never start a program, mount, ... from now on (default: no)\n"
     "reconnect=SECONDS      with uri=: how long requests wait for its server (default: 30)";
 
 void dump() noexcept {

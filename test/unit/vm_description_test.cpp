@@ -72,6 +72,7 @@ TEST_CASE("whatever does not fit this site's limits and patterns is refused, wit
     CHECK(
         refused("/disks", Json::array({1})).starts_with("parameter 'disks': an array of objects"));
     CHECK(refused("/disks/0/name", "a/b") == "'a/b' is no name of a disk");
+    CHECK(refused("/disks/0/name", "journal") == "'journal' is no name of a disk");
     CHECK(refused("/disks/0/size", 2 * GiB) ==
           "disk root has 2.0 GiB: limits.disk-size of drover.toml allows 1.0 GiB");
     CHECK(refused("/disks/0/size", 0U).starts_with("disk root has 0 B"));

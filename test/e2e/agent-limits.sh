@@ -1,0 +1,246 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# What a peer can't do who may run `drover agent --stdio` and nothing else (an ssh key that is bound to
+# it), whatever it says: leave the folder of images, go beyond the limits, choose a command or slip words
+# into it, take or touch what is another VM's.
+# test: timeout=180
+# shellcheck source=test/e2e/functions.sh
+source "$(dirname "$0")/functions.sh"
+requires drover nbdkit jq nbdinfo qemu-img qemu-system-x86_64
+
+site a 'listen = "127.0.0.1"' 'ports = "22300-22319"'
+site b 'listen = "127.0.0.1"' 'ports = "22320-22339"' 'bridges = ["br0"]'
+cat >>b/drover.toml <<TOML
+[limits]
+disks = 2
+disk-size = "64M"
+nics = 1
+memory = "1G"
+[hypervisor.qemu]
+command = ["$tmp/started", "{vm}", "{memory}", "{cpus}", "{qmp}", "{profile}"]
+[hypervisor.qemu.values]
+profile = "small|large"
+TOML
+printf '#!/bin/sh\ntouch "%s/was-started"\n' "$tmp" >started
+chmod +x started
+cat >at <<SH
+#!/bin/bash
+export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
+shift
+exec "\$@"
+SH
+chmod +x at
+DROVER_REMOTE=$(command -v drover)
+export DROVER_REMOTE
+
+# ---- the peer: an agent at b, and what it is asked
+
+agent_pid=
+start_agent() {
+    coproc AGENT { exec "$tmp/at" b drover agent --stdio 2>>"$tmp/agent.err"; }
+    agent_pid=$AGENT_PID
+    # Its own two are closed when it ends, with an answer in them.
+    exec {to}>&"${AGENT[1]}" {from}<&"${AGENT[0]}"
+    eval "exec ${AGENT[1]}>&-"
+}
+end_agent() {
+    [[ -n $agent_pid ]] || return 0
+    exec {to}>&- {from}<&-
+    wait_for 20 eventually_gone "$agent_pid"
+    wait "$agent_pid" 2>/dev/null || true
+    agent_pid=
+}
+on_exit end_agent
+
+# ask METHOD PARAMS: the answer in $answer
+ask() {
+    jq -nc --arg method "$1" --argjson params "$2" \
+        '{jsonrpc: "2.0", id: 7, method: $method, params: $params}' >&"$to"
+    answer=
+    # It also tells of events.
+    until [[ $(jq -r .id <<<"$answer") == 7 ]]; do
+        IFS= read -r -t 60 answer <&"$from" || fail "the agent did not answer $1 $2: $(cat agent.err)"
+    done
+}
+# refused CODE WHAT METHOD PARAMS
+refused() {
+    ask "$3" "$4"
+    [[ $(jq -r .error.code <<<"$answer") == "$1" ]] || fail "$2: $answer"
+}
+granted() {
+    ask "$1" "$2"
+    [[ $(jq 'has("result")' <<<"$answer") == true ]] || fail "$1 $2: $answer"
+}
+
+uuid=00000000-0000-4000-8000-000000000001
+# vm FILTER: a VM that could come, changed by a filter of jq's, in which $text is the variable of that name
+vm() {
+    jq -nc --arg uuid $uuid --arg text "${text:-}" '{name: "guest", hypervisor: "qemu",
+        disks: [{name: "root", uuid: $uuid, size: 33554432, block_size: 65536}],
+        nics: [{mac: "02:00:00:00:00:01", bridge: "br0", addresses: []}],
+        values: {memory: "256M", cpus: "1", profile: "small"}} | '"$1"
+}
+check() { jq -nc --argjson vm "$(vm "$1")" '{vm: $vm}'; }
+
+start_agent
+granted check "$(check .)"
+
+echo "# names"
+for text in ../guest ../../etc/passwd /etc/passwd a/b . .. .hidden '' -rf -incoming '"' "'" 'a b' 'a,b' '{vm}' '$(id)' 'a:b' \
+    $'a\nb' $'a\tb' "$(printf 'x%.0s' {1..65})"; do
+    refused 6 "a VM called '$text'" check "$(check '.name = $text')"
+    refused 6 "a disk called '$text'" check "$(check '.disks[0].name = $text')"
+done
+for text in journal journal.tmp agent.lock migrate.lock vm.toml keys qmp migrate; do
+    refused 6 "a disk with the name of a file of drover's" check "$(check '.disks[0].name = $text')"
+done
+refused 6 "a UUID that is a path" check "$(check '.disks[0].uuid = "../../../../etc/passwd-000000000000"')"
+
+echo "# numbers and sizes"
+refused 6 "a disk too large" check "$(check '.disks[0].size = 67108865')"
+refused 6 "a disk of nothing" check "$(check '.disks[0].size = 0')"
+refused -32602 "a negative size" check "$(check '.disks[0].size = -1')"
+refused -32602 "a size that is a text" check "$(check '.disks[0].size = "1"')"
+refused 6 "a block size that is no power of two" check "$(check '.disks[0].block_size = 65537')"
+refused 6 "three disks" check "$(check '.disks += [(.disks[0] | .name = "b"), (.disks[0] | .name = "c")]')"
+refused 6 "a disk twice" check "$(check '.disks += [.disks[0]]')"
+refused 6 "no disk" check "$(check '.disks = []')"
+refused 6 "two NICs" check "$(check '.nics += [.nics[0]]')"
+refused 6 "too much memory" check "$(check '.values.memory = "2G"')"
+
+echo "# nothing that is a command, a path or an option"
+refused -32602 "a file" check "$(check '.disks[0].file = "/etc/shadow"')"
+refused -32602 "a URI" check "$(check '.disks[0].uri = "nbd://127.0.0.1"')"
+refused -32602 "a command" check "$(check '.command = ["/bin/sh"]')"
+refused 6 "another hypervisor" check "$(check '.hypervisor = "exec"')"
+refused 6 "a path as the hypervisor" check "$(check '.hypervisor = "../../bin/sh"')"
+refused 6 "a value that was not declared" check "$(check '.values.disk = "x"')"
+refused 6 "a value that gives the template's words" check "$(check '.values.qmp = "x"')"
+for text in '256M,maxmem=4T' '256M -monitor stdio' $'256M\n-monitor' '-m' '{vm}' '' 0M 256m; do
+    refused 6 "memory of '$text'" check "$(check '.values.memory = $text')"
+    refused 6 "cpus of '$text'" check "$(check '.values.cpus = $text')"
+done
+refused 6 "a value beyond its pattern" check "$(check '.values.profile = "smaller"')"
+refused 6 "another bridge" check "$(check '.nics[0].bridge = "br1"')"
+refused 6 "words in a bridge" check "$(check '.nics[0].bridge = "br0,script=/tmp/x"')"
+refused 6 "words in a MAC" check "$(check '.nics[0].mac = "02:00:00:00:00:01,x=y"')"
+refused 6 "words in an address" check "$(check '.nics[0].addresses = ["10.0.0.1/24 -x"]')"
+refused -32602 "no such method" exec '{"command": ["id"]}'
+end_agent
+[[ -z $(find b/state b/run b/images -mindepth 1) ]] || fail "left behind: $(find b/state b/run b/images)"
+
+echo "# what is no protocol ends or is refused, and changes nothing"
+head -c 3000000 /dev/zero | tr '\0' '[' | timeout 60 ./at b drover agent --stdio >out 2>err || true
+head -c 300000 /dev/urandom | timeout 60 ./at b drover agent --stdio >out 2>err || true
+[[ -z $(find b/state b/run b/images -mindepth 1) ]] || fail "left behind after rubbish"
+
+echo "# images: what is there stays, and no link leads elsewhere"
+migration=$(printf 'ab%.0s' {1..16})
+key=$(printf 'cd%.0s' {1..32})
+# prepare FILTER: of a disk alone
+prepare() {
+    jq -nc --argjson vm "$(vm "$1")" --arg migration "$migration" --arg key "$key" --argjson generation "${2:-50}" \
+        '{migration: $migration, generation: $generation, psk_key: $key, vm: $vm, disk_only: true}'
+}
+mkdir b/images/there elsewhere
+echo precious >b/images/there/root.img
+ln -s "$tmp/elsewhere" b/images/linked
+mkdir b/images/dangling
+ln -s "$tmp/elsewhere/new.img" b/images/dangling/root.img
+start_agent
+refused 6 "an image that is there" prepare "$(prepare '.name = "there"')"
+refused 6 "a folder that is a link" prepare "$(prepare '.name = "linked"')"
+refused 6 "an image that is a link" prepare "$(prepare '.name = "dangling"')"
+granted prepare "$(prepare '.name = "mine"')"
+[[ -f b/images/mine/root.img ]] || fail "its own image is not there"
+end_agent
+[[ $(cat b/images/there/root.img) == precious ]] || fail "an image was overwritten"
+[[ -z $(ls elsewhere) ]] || fail "a link was followed: $(ls elsewhere)"
+[[ ! -e b/images/mine ]] || fail "what it had begun is still there"
+
+echo "# a VM that another peer has brought here"
+truncate -s 32M a/images/own.img
+printf 'name = "own"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$tmp/a/images/own.img" >a/vm.d/own.toml
+site a
+drover serve own
+expect 0 drover migrate own b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach
+drover serve --stop own
+own() { ./at b drover ctl own/root "$@"; }
+theirs=$(own status | jq -r .migration)
+own_uuid=$(own status | jq -r .uuid)
+[[ $(own status | jq -r .role) == owner && $theirs != null ]] || fail "it did not come"
+pid=$(jq .pid b/run/own/root.json)
+# Its hypervisor: what counts is that it is not ended.
+background qemu-system-x86_64 -M none -nodefaults -display none -S -qmp "unix:$tmp/b/run/own/qmp.sock,server=on,wait=off"
+hypervisor=$pid
+pid=$(jq .pid b/run/own/root.json)
+wait_for 20 test -S b/run/own/qmp.sock
+cp b/state/own/vm.toml vm.toml
+cp b/state/own/root/psk psk
+
+start_agent
+refused 6 "its disk" prepare "$(prepare '.name = "own"')"
+refused 6 "another disk of it" prepare "$(prepare '.name = "own" | .disks[0].name = "other"')"
+end_agent
+
+start_agent
+granted records '{"vm": "own", "disks": ["root"], "migration": "'"$migration"'"}'
+[[ $answer != *"$theirs"* && $(jq -r '.result.disks[0].role' <<<"$answer") == owner ]] || fail "records: $answer"
+granted take_over "$(prepare '.name = "own"' | jq -c 'del(.generation, .psk_key) | .disk_only = false')"
+[[ $answer != *"$theirs"* && $(jq -r .result.hypervisor <<<"$answer") == none ]] || fail "take_over: $answer"
+refused 1 "its status" status '{}'
+refused 1 "a key for it" forward_key '{}'
+refused 1 "to fence it" supersede '{"generation": 99}'
+ask promote '{"token": "00"}'
+[[ $(jq -r .error.code <<<"$answer") != null ]] || fail "promote: $answer"
+ask refuse '{}'
+refused 6 "hashes of a disk whose UUID it does not know" hashes \
+    '{"vm": "own", "disks": [{"name": "root", "uuid": "'$uuid'"}], "psk_key": "'"$key"'"}'
+refused -32602 "hashes without a UUID" hashes '{"vm": "own", "disks": [{"name": "root"}], "psk_key": "'"$key"'"}'
+end_agent
+start_agent
+granted take_over "$(prepare '.name = "own" | .disks += [.disks[0] | .name = "other"]' | jq -c 'del(.generation, .psk_key)')"
+ask finish '{}'
+end_agent
+[[ $(own status | jq -r '.role, .pid') == "owner"$'\n'"$pid" ]] || fail "its disk was touched: $(own status)"
+kill -0 $hypervisor || fail "its hypervisor was ended"
+cmp vm.toml b/state/own/vm.toml
+cmp psk b/state/own/root/psk
+
+echo "# a key for hashes opens nothing else"
+start_agent
+granted hashes '{"vm": "own", "disks": [{"name": "root", "uuid": "'"$own_uuid"'"}], "psk_key": "'"$key"'"}'
+user=$(jq -r '.result.disks[0].psk_user' <<<"$answer")
+port=$(jq -r '.result.disks[0].port' <<<"$answer")
+echo "$user:$key" >key
+export_size() { nbdinfo --size "nbds://$user@127.0.0.1:$port/$1?tls-psk-file=$tmp/key"; }
+expect 0 export_size hashes
+generation=$(own status | jq -r .generation)
+for other in '' replica state "forward/$generation/1" "forward//$generation/1" "forward/$migration/$generation/1"; do
+    expect 1 export_size "$other"
+done
+expect 0 export_size "forward/$theirs/$generation/1" # so the ones above were not refused for another reason
+end_agent
+cmp psk b/state/own/root/psk
+
+echo "# a migration from here that has not come to its end is not ended by one that comes"
+mkdir steps
+mkfifo steps/source.fence steps/source.fence.go
+truncate -s 32M b/images/out.img
+printf 'name = "out"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$tmp/b/images/out.img" >b/vm.d/out.toml
+site b
+drover serve out
+DROVER_TEST_STEPS=$tmp/steps drover migrate out a --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach >out 2>err &
+migrating=$!
+timeout 60 cat steps/source.fence >/dev/null || fail "it did not come to its fence: $(cat out err)"
+cp b/state/out/journal journal
+start_agent
+ask prepare "$(prepare ".name = \"out\" | .disks[0].uuid = \"$(drover ctl out/root status | jq -r .uuid)\"")"
+[[ $(jq -r .error.code <<<"$answer") != null ]] || fail "prepare of a VM that is leaving: $answer"
+end_agent
+cmp journal b/state/out/journal
+timeout 20 bash -c ": >steps/source.fence.go"
+wait $migrating || fail "the migration: $(cat out err)"
+./at a drover serve --stop out
+drover serve --stop out
+[[ ! -e was-started ]] || fail "a hypervisor was started"
