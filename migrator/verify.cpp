@@ -2,6 +2,7 @@
 #include "migrator/verify.h"
 
 #include "common/secrets.h"
+#include "migrator/agent_params.h"
 #include "migrator/coordinator.h"
 #include "migrator/paths.h"
 #include "migrator/peer_agent.h"
@@ -19,29 +20,19 @@ using rpc::Json;
 
 Json HashAccess::open(const Json& params) {
     rpc::only_params(params, {"vm", "disks", "psk_key"});
-    const std::string vm = rpc::string_param(params, "vm");
-    const std::string key = rpc::string_param(params, "psk_key");
-    const Json names = params.value("disks", Json());
-    if (!valid_name(vm) || !names.is_array() || key.size() != 64 || !from_hex(key)) {
-        throw Error(
-            ErrorKind::usage,
-            "a VM's name, an array of disks and a key of 64 hexadecimal digits are expected");
-    }
+    const NamedDisks named = named_disks_param(params);
+    const std::string key = hex_param(params, "psk_key", 64);
     close();
-    vm_ = vm;
+    vm_ = named.vm;
     user_ = "verify-" + random_hex(8);
     Json disks = Json::array();
-    for (const Json& name : names) {
-        if (!name.is_string() || !valid_name(name.get<std::string>())) {
-            throw Error(ErrorKind::usage, "parameter 'disks': names of disks are expected");
-        }
-        const auto served = find_served(vm, name);
+    for (const std::string& name : named.disks) {
+        const auto served = find_served(vm_, name);
         if (!served) {
-            throw Error(
-                ErrorKind::state,
-                fmt::format("disk {}/{} is not being served there", vm, name.get<std::string>()));
+            throw Error(ErrorKind::state,
+                        fmt::format("disk {}/{} is not being served there", vm_, name));
         }
-        add_psk_key(vm, name, user_, key);
+        add_psk_key(vm_, name, user_, key);
         disks_.push_back(name);
         disks.push_back({{"name", name}, {"port", served->port}, {"psk_user", user_}});
     }
@@ -82,14 +73,15 @@ struct Verification {
         }
         Json params{{"vm", vm.name}, {"disks", std::move(names)}, {"psk_key", key}};
         const Json answer = co_await agent.call("hashes", std::move(params), connect);
-        for (const Json& there : answer.at("disks")) {
-            co_await compare(there, key);
+        // Ours, not those that it chooses to name: an empty answer would verify nothing.
+        for (const DiskSpec& disk : vm.disks) {
+            Json there = named(answer.at("disks"), disk.name);
+            co_await compare(disk.name, std::move(there), key);
         }
         co_await agent.end();
     }
 
-    asio::awaitable<void> compare(Json there, std::string key) {
-        const std::string name = there.at("name").get<std::string>();
+    asio::awaitable<void> compare(std::string name, Json there, std::string key) {
         const std::string address = options.peer.data_address.empty()
                                         ? host_address(options.peer.host)
                                         : options.peer.data_address;
