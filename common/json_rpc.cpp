@@ -6,6 +6,10 @@
 namespace drover::rpc {
 namespace {
 
+// Of a message's objects and arrays in each other. What is nested is copied and written recursively:
+// a peer must not choose how deep.
+constexpr int max_depth = 32;
+
 [[noreturn]] void bad(const std::string& what) { throw Error(ErrorKind::usage, what); }
 
 ErrorKind kind_of(int code) {
@@ -31,7 +35,13 @@ const Json* find(const Json& params, const char* key) {
 }  // namespace
 
 Message parse(std::string_view line) {
-    const Json message = Json::parse(line, nullptr, false);
+    const auto shallow = [](int depth, Json::parse_event_t, const Json&) {
+        if (depth > max_depth) {
+            bad("nested too deeply");
+        }
+        return true;
+    };
+    const Json message = Json::parse(line, shallow, false);
     if (!message.is_object()) {
         bad("not a JSON object");
     }

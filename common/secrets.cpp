@@ -89,14 +89,24 @@ void check_psk_user(std::string_view user) {
     }
 }
 
-// The file's lines but those of the user.
-std::string lines_without(std::string_view content, std::string_view user) {
+// The lines of the key file but those of the user. GnuTLS reads it, so its format is not ours, and
+// has no checksum.
+std::string lines_without(const std::string& path, std::string_view content, std::string_view user) {
     std::string kept;
     while (!content.empty()) {
         const size_t newline = content.find('\n');
         const std::string_view line = content.substr(0, newline);
         content.remove_prefix(newline == std::string_view::npos ? content.size() : newline + 1);
-        if (line.substr(0, line.find(':')) != user) {
+        const size_t colon = line.find(':');
+        if (colon == 0 || colon == std::string_view::npos || colon + 1 == line.size() ||
+            !from_hex(line.substr(colon + 1))) {
+            throw Error(ErrorKind::refused,
+                        fmt::format("{}: damaged, or not a key file of drover. Nothing was changed. "
+                                    "It has the keys of migrations under way and of disks that "
+                                    "forward: move it away, and start these again",
+                                    path));
+        }
+        if (line.substr(0, colon) != user) {
             kept.append(line).append("\n");
         }
     }
@@ -281,7 +291,7 @@ void add_psk(const std::string& path, std::string_view user, std::string_view ke
         throw Error(ErrorKind::usage, fmt::format("the key of '{}' is not hexadecimal", user));
     }
     const UniqueFd lock = lock_folder(path);
-    std::string content = lines_without(read_whole_file(path).value_or(""), user);
+    std::string content = lines_without(path, read_whole_file(path).value_or(""), user);
     content.append(user).append(":").append(key_hex).append("\n");
     write_file_durably(path, content);
 }
@@ -293,7 +303,7 @@ void remove_psk(const std::string& path, std::string_view user) {
     if (!content) {
         return;
     }
-    const std::string kept = lines_without(*content, user);
+    const std::string kept = lines_without(path, *content, user);
     if (kept != *content) {
         write_file_durably(path, kept);
     }

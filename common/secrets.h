@@ -49,8 +49,8 @@ std::optional<std::string> read_whole_file(const std::string& path, size_t limit
 // read again for each handshake, so a change counts from the next connection on.
 //
 // add_psk makes the file where there is none, and replaces the user's key where there is one.
-// Throws Error(usage) for a user outside [A-Za-z0-9._-] or a key that is not hexadecimal,
-// Error(io). Safe between processes: the folder is locked meanwhile.
+// Throws Error(usage) for a user outside [A-Za-z0-9._-] or a key that is not hexadecimal, Error(refused)
+// for what is no key file, Error(io). Safe between processes: the folder is locked meanwhile.
 void add_psk(const std::string& path, std::string_view user, std::string_view key_hex);
 // Nothing to do if the user or the file is not there. The key is gone from the disk's
 // directory tree, not from its free blocks: keep the file on a tmpfs (/run).

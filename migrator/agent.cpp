@@ -4,6 +4,7 @@
 // `take_over`, and the end of the input, interrupt what waits.
 #include "migrator/agent.h"
 
+#include "migrator/agent_params.h"
 #include "migrator/cli.h"
 #include "migrator/destination.h"
 #include "migrator/paths.h"
@@ -60,18 +61,11 @@ Json without_other_migrations(Json disks, const std::string& migration) {
 // For a recovery at the other side.
 Json records(const Json& params) {
     rpc::only_params(params, {"vm", "disks", "migration"});
-    const std::string vm = rpc::string_param(params, "vm");
+    const NamedDisks named = named_disks_param(params);
     const std::string migration = rpc::string_param(params, "migration");
-    const Json names = params.value("disks", Json());
-    if (!valid_name(vm) || !names.is_array()) {
-        throw Error(ErrorKind::usage, "a VM's name and an array of disks are expected");
-    }
     Json disks = Json::array();
-    for (const Json& name : names) {
-        if (!name.is_string() || !valid_name(name.get<std::string>())) {
-            throw Error(ErrorKind::usage, "parameter 'disks': names of disks are expected");
-        }
-        disks.push_back(standing_json(name, recorded_standing(vm, name)));
+    for (const NamedDisks::Disk& disk : named.disks) {
+        disks.push_back(standing_json(disk.name, recorded_standing(named.vm, disk.name)));
     }
     return {{"disks", without_other_migrations(std::move(disks), migration)}};
 }

@@ -2,6 +2,7 @@
 #include "migrator/destination.h"
 
 #include "common/secrets.h"
+#include "migrator/agent_params.h"
 #include "migrator/command_template.h"
 #include "migrator/paths.h"
 #include "nbd-proxy/record_store.h"
@@ -20,16 +21,6 @@ constexpr milliseconds run_patience{20000};
 constexpr milliseconds adopt_patience{5000};
 // Another agent of the same migration is told to end, and cleans up before it does.
 constexpr milliseconds displace_patience{20000};
-
-std::string hex_param(const Json& params, const char* key, size_t digits) {
-    const std::string text = rpc::string_param(params, key);
-    const bool lower = text.find_first_not_of("0123456789abcdef") == std::string::npos;
-    if (text.size() != digits || !lower) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("parameter '{}': {} hexadecimal digits are expected", key, digits));
-    }
-    return text;
-}
 
 // An agent's journal is there to help a recovery; one that can't be gone on with does not stop it.
 std::unique_ptr<StepLog> journal_of(const std::string& path, const std::string& migration) {

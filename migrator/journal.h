@@ -8,27 +8,14 @@
 // is as if it had not been written.
 #pragma once
 
-#include "common/json_rpc.h"
 #include "common/unique_fd.h"
 #include "migrator/sides.h"
 
 #include <optional>
 #include <string>
-#include <string_view>
 
 namespace drover {
 
-// What a journal says; a later line goes before an earlier one.
-struct JournalContent {
-    rpc::Json facts = rpc::Json::object(); // of all lines but their steps
-    std::optional<JournalStep> last;       // the last step
-    bool over() const { return last == JournalStep::over; }
-    // "" where it is missing.
-    std::string text(const char* key) const;
-};
-
-// Throws Error(refused) for what is damaged, foreign or newer; `name` is the file's, for the text.
-JournalContent parse_journal(std::string_view bytes, const std::string& name);
 // nullopt if there is none. Throws as parse_journal, and Error(io).
 std::optional<JournalContent> read_journal(const std::string& path);
 

@@ -34,15 +34,6 @@ Json replicate_target(const std::string& address, const Json& disk, const std::s
             {"psk_key", key}};
 }
 
-const Json& named(const Json& list, const std::string& name) {
-    for (const Json& entry : list) {
-        if (entry.value("name", "") == name) {
-            return entry;
-        }
-    }
-    throw Error(ErrorKind::peer, fmt::format("the agent's answer leaves out disk {}", name));
-}
-
 // "{disk}" in it stands for the disk's name.
 std::string uri_of(std::string uri, const std::string& disk) {
     constexpr std::string_view placeholder = "{disk}";

@@ -20,6 +20,15 @@ constexpr milliseconds beat_interval{5000};
 
 } // namespace
 
+const Json& named(const Json& list, const std::string& disk) {
+    for (const Json& entry : list) {
+        if (entry.is_object() && entry.value("name", Json()) == disk) {
+            return entry;
+        }
+    }
+    throw Error(ErrorKind::peer, fmt::format("the agent's answer leaves out disk {}", disk));
+}
+
 PeerAgent::PeerAgent(asio::any_io_executor executor,
                      const SiteConfig& site,
                      const PeerOptions& peer,

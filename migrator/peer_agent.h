@@ -12,6 +12,9 @@
 
 namespace drover {
 
+// What a list in an agent's answer says of a disk. Throws Error(peer) if it leaves it out.
+const rpc::Json& named(const rpc::Json& list, const std::string& disk);
+
 class PeerAgent : public DestinationSide {
 public:
     // Each may be empty.

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/run_lock.h"
 
-#include "common/json_rpc.h"
 #include "common/process.h"
 #include "common/secrets.h"
 
@@ -15,8 +14,6 @@
 
 namespace drover {
 namespace {
-
-using rpc::Json;
 
 constexpr milliseconds lock_interval{100}; // nothing tells when a lock is free
 constexpr milliseconds kill_patience{5000};
@@ -34,6 +31,7 @@ bool RunLock::try_lock(const std::string& what) {
         }
         return false;
     }
+    holder(); // another program's file is not written over
     fd_ = std::move(fd);
     what_ = what;
     write_note("");
@@ -59,11 +57,8 @@ void RunLock::note_migration(const std::string& migration) {
 // nothing.
 void RunLock::write_note(const std::string& migration) {
     const pid_t own = ::getpid();
-    const Json note{{"pid", own},
-                    {"started", start_of_process(own).value_or(0)},
-                    {"what", what_},
-                    {"migration", migration}};
-    const std::string text = note.dump() + "\n";
+    const std::string text =
+        lock_note({own, start_of_process(own).value_or(0), what_, migration});
     if (::ftruncate(fd_.get(), 0) != 0 ||
         ::pwrite(fd_.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
         throw_errno(path_);
@@ -72,16 +67,7 @@ void RunLock::write_note(const std::string& migration) {
 
 std::optional<LockHolder> RunLock::holder() const {
     const auto text = read_whole_file(path_);
-    const Json note = text ? Json::parse(*text, nullptr, false) : Json();
-    if (!note.is_object()) {
-        return std::nullopt;
-    }
-    LockHolder holder;
-    holder.pid = note.value("pid", 0);
-    holder.started = note.value("started", uint64_t{0});
-    holder.what = note.value("what", "");
-    holder.migration = note.value("migration", "");
-    return holder;
+    return text ? parse_lock_note(*text, path_) : std::nullopt;
 }
 
 bool RunLock::is_held() const {

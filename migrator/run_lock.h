@@ -5,6 +5,7 @@
 
 #include "common/unique_fd.h"
 #include "migrator/async.h"
+#include "migrator/state_files.h"
 
 #include <optional>
 #include <string>
@@ -13,22 +14,15 @@
 
 namespace drover {
 
-struct LockHolder {
-    pid_t pid = 0;
-    uint64_t started = 0; // of the process, in ticks since the boot
-    std::string what;     // "migrate", "recover", "guardian", "agent"
-    std::string migration;
-};
-
 class RunLock {
 public:
     // path: the file, which stays. Throws Error(io).
     explicit RunLock(std::string path) : path_(std::move(path)) {}
 
-    // false: somebody else has it.
+    // false: somebody else has it. Throws Error(refused) for a file that is no lock of ours.
     bool try_lock(const std::string& what);
     asio::awaitable<bool> lock_within(std::string what, milliseconds patience);
-    // Who has it, or had it last.
+    // Who has it, or had it last. Throws as try_lock.
     std::optional<LockHolder> holder() const;
     // The process that has it noted is there still. For telling about it: to know, take the lock.
     bool is_held() const;

@@ -1,13 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/serve.h"
 
+#include "common/secrets.h"
 #include "migrator/ctl.h"
 #include "migrator/paths.h"
 
 #include <algorithm>
 #include <array>
 #include <filesystem>
-#include <sstream>
 
 #include <fcntl.h>
 #include <grp.h>
@@ -310,23 +310,6 @@ ServedDisk start_new(const SiteConfig& site, const std::string& vm, const ServeD
             false};
 }
 
-void edit_psk_file(const std::string& vm,
-                   const std::string& disk,
-                   const std::string& user,
-                   const std::string& line) {
-    const VmLock lock(vm, disk);
-    const std::string path = paths().disk_psk(vm, disk);
-    create_psk_file(path);
-    std::istringstream in(read_file(path));
-    std::string text, existing;
-    while (std::getline(in, existing)) {
-        if (!existing.starts_with(user + ":")) {
-            text += existing + "\n";
-        }
-    }
-    write_file_atomically(path, text + line, 0600);
-}
-
 } // namespace
 
 Listener listen_tcp(const SiteConfig& site) {
@@ -429,7 +412,8 @@ uint16_t recorded_port(const std::string& vm, const std::string& disk, pid_t pid
         if (record.is_object() && record.value("pid", 0) == pid) {
             return record.value("port", uint16_t{0});
         }
-    } catch (const Error&) {
+    } catch (const std::exception&) {
+        // Not there, or damaged: then the port is not known.
     }
     return 0;
 }
@@ -483,11 +467,13 @@ void add_psk_key(const std::string& vm,
                  const std::string& disk,
                  const std::string& user,
                  const std::string& hex_key) {
-    edit_psk_file(vm, disk, user, fmt::format("{}:{}\n", user, hex_key));
+    const VmLock lock(vm, disk);
+    add_psk(paths().disk_psk(vm, disk), user, hex_key);
 }
 
 void remove_psk_key(const std::string& vm, const std::string& disk, const std::string& user) {
-    edit_psk_file(vm, disk, user, "");
+    const VmLock lock(vm, disk);
+    remove_psk(paths().disk_psk(vm, disk), user);
 }
 
 } // namespace drover

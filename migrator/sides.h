@@ -9,6 +9,7 @@
 #pragma once
 
 #include "migrator/async.h"
+#include "migrator/state_files.h"
 #include "nbd-proxy/core/ownership.h"
 
 #include <string>
@@ -127,27 +128,6 @@ public:
     // Never while it may have run.
     virtual asio::awaitable<void> destroy() = 0;
 };
-
-// What a migration is about to do, in this order on the way forward.
-enum class JournalStep {
-    prepare,   // the destination is told of it
-    replicate, // the streams begin
-    memory,    // the hypervisors are set up; from here the VM may be paused
-    handover,
-    fence,
-    promote, // and run
-    verify,
-    finish,
-    release, // the source's image goes
-    // Ways back and out.
-    cancel,
-    refuse,
-    unfence,
-    force, // the operator said that the other side has died
-    resume,
-    over,
-};
-std::string_view step_name(JournalStep step);
 
 // The journal, as far as the protocol needs it.
 class StepLog {

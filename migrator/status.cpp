@@ -144,10 +144,11 @@ std::string text_of(const Json& value) {
 
 // What the journal says; null if it says nothing, or that all is over, or somebody is at work.
 Json unfinished_migration(const std::string& vm) {
-    if (RunLock(paths().migrate_lock(vm)).is_held() || RunLock(paths().agent_lock(vm)).is_held()) {
-        return nullptr;
-    }
     try {
+        if (RunLock(paths().migrate_lock(vm)).is_held() ||
+            RunLock(paths().agent_lock(vm)).is_held()) {
+            return nullptr;
+        }
         const auto journal = read_journal(paths().journal(vm));
         if (!journal || journal->over()) {
             return nullptr;

@@ -3,42 +3,6 @@
 
 namespace drover {
 
-std::string_view step_name(JournalStep step) {
-    switch (step) {
-    case JournalStep::prepare:
-        return "prepare";
-    case JournalStep::replicate:
-        return "replicate";
-    case JournalStep::memory:
-        return "memory";
-    case JournalStep::handover:
-        return "handover";
-    case JournalStep::fence:
-        return "fence";
-    case JournalStep::promote:
-        return "promote";
-    case JournalStep::verify:
-        return "verify";
-    case JournalStep::finish:
-        return "finish";
-    case JournalStep::release:
-        return "release";
-    case JournalStep::cancel:
-        return "cancel";
-    case JournalStep::refuse:
-        return "refuse";
-    case JournalStep::unfence:
-        return "unfence";
-    case JournalStep::force:
-        return "force";
-    case JournalStep::resume:
-        return "resume";
-    case JournalStep::over:
-        return "over";
-    }
-    return "?";
-}
-
 asio::awaitable<void> Switchover::run() {
     quiesces_.resize(parts_.disks.size());
     lsns_.resize(parts_.disks.size());

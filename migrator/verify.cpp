@@ -2,6 +2,7 @@
 #include "migrator/verify.h"
 
 #include "common/secrets.h"
+#include "migrator/agent_params.h"
 #include "migrator/coordinator.h"
 #include "migrator/paths.h"
 #include "migrator/peer_agent.h"
@@ -20,41 +21,30 @@ using rpc::Json;
 
 Json HashAccess::open(const Json& params) {
     rpc::only_params(params, {"vm", "disks", "psk_key"});
-    const std::string vm = rpc::string_param(params, "vm");
-    const std::string key = rpc::string_param(params, "psk_key");
-    const Json names = params.value("disks", Json());
-    if (!valid_name(vm) || !names.is_array() || key.size() != 64 || !from_hex(key)) {
-        throw Error(
-            ErrorKind::usage,
-            "a VM's name, an array of disks and a key of 64 hexadecimal digits are expected");
-    }
+    const NamedDisks named = named_disks_param(params, true);
+    const std::string key = hex_param(params, "psk_key", 64);
     close();
-    vm_ = vm;
+    vm_ = named.vm;
     user_ = "verify-" + random_hex(8);
     Json disks = Json::array();
-    for (const Json& disk : names) {
-        rpc::only_params(disk, {"name", "uuid"});
-        const std::string name = rpc::string_param(disk, "name");
-        if (!valid_name(name)) {
-            throw Error(ErrorKind::usage, "parameter 'disks': names of disks are expected");
-        }
-        const auto served = find_served(vm, name);
+    for (const NamedDisks::Disk& disk : named.disks) {
+        const auto served = find_served(vm_, disk.name);
         if (!served) {
             throw Error(ErrorKind::state,
-                        fmt::format("disk {}/{} is not being served there", vm, name));
+                        fmt::format("disk {}/{} is not being served there", vm_, disk.name));
         }
         // Whoever has a copy of the disk knows it. It is not told to others.
-        const auto record = peek_record(paths().disk_state(vm, name));
-        if (!record || record->uuid != rpc::string_param(disk, "uuid")) {
+        const auto record = peek_record(paths().disk_state(vm_, disk.name));
+        if (!record || record->uuid != disk.uuid) {
             throw Error(ErrorKind::refused,
                         fmt::format("disk {}/{} there is another disk than the one here, by its "
                                     "UUID",
-                                    vm,
-                                    name));
+                                    vm_,
+                                    disk.name));
         }
-        add_psk_key(vm, name, user_, key);
-        disks_.push_back(name);
-        disks.push_back({{"name", name}, {"port", served->port}, {"psk_user", user_}});
+        add_psk_key(vm_, disk.name, user_, key);
+        disks_.push_back(disk.name);
+        disks.push_back({{"name", disk.name}, {"port", served->port}, {"psk_user", user_}});
     }
     return {{"disks", std::move(disks)}};
 }
@@ -94,8 +84,10 @@ struct Verification {
         }
         Json params{{"vm", vm.name}, {"disks", std::move(disks)}, {"psk_key", key}};
         const Json answer = co_await agent.call("hashes", std::move(params), connect);
-        for (const Json& there : answer.at("disks")) {
-            co_await compare(there, key);
+        // Ours, not those that it chooses to name: an empty answer would verify nothing.
+        for (const DiskSpec& disk : vm.disks) {
+            Json there = named(answer.at("disks"), disk.name);
+            co_await compare(disk.name, std::move(there), key);
         }
         co_await agent.end();
     }
@@ -110,8 +102,7 @@ struct Verification {
         co_return status.value("uuid", "");
     }
 
-    asio::awaitable<void> compare(Json there, std::string key) {
-        const std::string name = there.at("name").get<std::string>();
+    asio::awaitable<void> compare(std::string name, Json there, std::string key) {
         const std::string address = options.peer.data_address.empty()
                                         ? host_address(options.peer.host)
                                         : options.peer.data_address;

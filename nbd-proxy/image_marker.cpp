@@ -40,11 +40,18 @@ std::vector<std::string_view> words_of(std::string_view text) {
     return words;
 }
 
+std::string checksum_of(std::string_view text) {
+    constexpr size_t digits = 16;
+    return sha256_hex(text).substr(0, digits);
+}
+
 bool read_number(std::string_view text, uint64_t& number) {
     const char* const last = text.data() + text.size();
     const auto [end, error] = std::from_chars(text.data(), last, number);
     return error == std::errc{} && end == last;
 }
+
+} // namespace
 
 ImageMarker parse_marker(std::string_view text, const std::string& where) {
     const auto words = words_of(text);
@@ -55,7 +62,9 @@ ImageMarker parse_marker(std::string_view text, const std::string& where) {
         refuse_marker(where, fmt::format("a marker of format {}, not {}", words[1], format));
     }
     ImageMarker marker;
-    if (words.size() != 6 || !is_uuid(words[2]) || !read_number(words[3], marker.generation) ||
+    const size_t last_word = text.rfind(' ');
+    if (words.size() != 7 || words[6] != checksum_of(text.substr(0, last_word)) ||
+        !is_uuid(words[2]) || !read_number(words[3], marker.generation) ||
         words[4].size() != 1 || roles.find(words[4][0]) == std::string_view::npos ||
         !read_number(words[5], marker.version)) {
         refuse_marker(where, "a damaged marker");
@@ -65,7 +74,16 @@ ImageMarker parse_marker(std::string_view text, const std::string& where) {
     return marker;
 }
 
-} // namespace
+std::string marker_text(const ImageMarker& marker) {
+    const std::string text = fmt::format("{} {} {} {} {} {}",
+                                         magic,
+                                         format,
+                                         marker.uuid,
+                                         marker.generation,
+                                         marker.role,
+                                         marker.version);
+    return text + " " + checksum_of(text);
+}
 
 std::optional<ImageMarker> read_marker(const std::string& file, const std::string& image) {
     std::array<char, 256> value{};
@@ -88,13 +106,7 @@ std::optional<ImageMarker> read_marker(const std::string& file, const std::strin
 }
 
 void write_marker(const std::string& file, const std::string& image, const ImageMarker& marker) {
-    const std::string text = fmt::format("{} {} {} {} {} {}",
-                                         magic,
-                                         format,
-                                         marker.uuid,
-                                         marker.generation,
-                                         marker.role,
-                                         marker.version);
+    const std::string text = marker_text(marker);
     if (::setxattr(file.c_str(), attribute, text.data(), text.size(), 0) == 0) {
         return;
     }

@@ -23,6 +23,10 @@ struct ImageMarker {
     bool operator==(const ImageMarker&) const = default;
 };
 
+std::string marker_text(const ImageMarker& marker);
+// Throws Error(refused) for what is damaged, foreign or of another format; `where` is for the text.
+ImageMarker parse_marker(std::string_view text, const std::string& where);
+
 // `file` is where the image is now, `image` its path when it is in its place (the sidecar file's
 // name is made of that). nullopt: not marked. Throws Error(io), or Error(refused) for a marker that
 // is damaged or of a newer format.

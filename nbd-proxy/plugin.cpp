@@ -5,6 +5,7 @@
 #include "common/units.h"
 #include "nbd-proxy/control_server.h"
 #include "nbd-proxy/engine.h"
+#include "nbd-proxy/handshake_watch.h"
 
 #include <cerrno>
 #include <chrono>
@@ -17,6 +18,7 @@
 #include <string>
 #include <thread>
 
+#include <sys/resource.h>
 #include <sys/socket.h>
 #include <unistd.h>
 
@@ -36,6 +38,9 @@ std::string control_path;
 bool confined = false;
 std::unique_ptr<drover::Engine> engine;
 std::unique_ptr<drover::ControlServer> control;
+std::unique_ptr<drover::HandshakeWatch> handshakes; // of those that come over a network
+// From a connection's accept to the first export that it opens: several round trips, with TLS.
+std::chrono::seconds handshake_limit{60};
 
 // Calls body; an exception becomes an error of nbdkit's, with the errno for the client.
 template <typename Body>
@@ -84,6 +89,14 @@ uint64_t size_value(const std::string& key, const char* value) {
     return *size;
 }
 
+std::chrono::seconds seconds_value(const std::string& key, const char* value) {
+    unsigned seconds = 0;
+    if (nbdkit_parse_unsigned(key.c_str(), value, &seconds) < 0) {
+        usage(fmt::format("{}={}: a number of seconds is expected", key, value));
+    }
+    return std::chrono::seconds(seconds);
+}
+
 std::string path_value(const char* value) {
     const std::unique_ptr<char, decltype(&free)> absolute(nbdkit_absolute_path(value), &free);
     if (!absolute) {
@@ -128,11 +141,12 @@ int configure(const char* name, const char* value) noexcept {
             }
             confined = yes != 0;
         } else if (key == "reconnect") {
-            unsigned seconds = 0;
-            if (nbdkit_parse_unsigned("reconnect", value, &seconds) < 0) {
-                usage(fmt::format("reconnect={}: a number of seconds is expected", text));
+            options.reconnect = seconds_value(key, value);
+        } else if (key == "handshake") {
+            handshake_limit = seconds_value(key, value);
+            if (handshake_limit.count() == 0) {
+                usage("handshake=0: nobody could connect over TCP");
             }
-            options.reconnect = std::chrono::seconds(seconds);
         } else {
             usage(fmt::format("unknown parameter '{}': `nbdkit drover --help` lists them", key));
         }
@@ -168,12 +182,23 @@ void confine() {
     }
 }
 
+// Each connection takes a descriptor, also that of a stranger who is refused at the end, and what
+// the disk itself needs (its record is a new file each time) must be left.
+void allow_descriptors() {
+    rlimit limit{};
+    if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        ::setrlimit(RLIMIT_NOFILE, &limit);
+    }
+}
+
 int get_ready() noexcept {
     return done_or_error("drover", [] {
         drover::keep_memory_private(); // nbdkit's fork inherits it, and its threads the filter
         if (confined) {
             confine();
         }
+        allow_descriptors();
         engine = std::make_unique<drover::Engine>(options);
     });
 }
@@ -192,6 +217,7 @@ void leave() {
 int after_fork() noexcept {
     return done_or_error("drover", [] {
         engine->start();
+        handshakes = std::make_unique<drover::HandshakeWatch>(handshake_limit);
         if (!control_path.empty()) {
             control = std::make_unique<drover::ControlServer>(*engine, control_path, leave);
         }
@@ -208,16 +234,34 @@ void cleanup() noexcept {
     }
     control.reset();
     const std::lock_guard lock(engine_goes);
+    handshakes.reset();
     engine.reset();
+}
+
+// The address of a peer that comes over a network; "" for others. Without one (nbdkit -s) it is
+// whoever started us.
+std::string remote_peer() {
+    sockaddr_storage peer{};
+    socklen_t length = sizeof peer;
+    const bool remote = nbdkit_peer_name(reinterpret_cast<sockaddr*>(&peer), &length) == 0 &&
+                        peer.ss_family != AF_UNIX;
+    return remote ? std::string(reinterpret_cast<const char*>(&peer), length) : std::string();
+}
+
+int preconnect(int) noexcept {
+    return done_or_error("drover", [] {
+        const std::string peer = remote_peer();
+        const std::shared_lock lock(engine_goes);
+        if (handshakes && !peer.empty()) {
+            handshakes->came(peer);
+        }
+    });
 }
 
 void* open_export(int read_only) noexcept {
     return at_c_boundary("drover", static_cast<void*>(nullptr), [&]() -> void* {
-        sockaddr_storage peer{};
-        socklen_t length = sizeof peer;
-        // Without a peer's address (nbdkit -s) it is whoever started us.
-        const bool remote = nbdkit_peer_name(reinterpret_cast<sockaddr*>(&peer), &length) == 0 &&
-                            peer.ss_family != AF_UNIX;
+        const std::string peer = remote_peer();
+        const bool remote = !peer.empty();
         const char* const name = nbdkit_export_name();
         const std::shared_lock lock(engine_goes);
         if (!engine) {
@@ -226,6 +270,9 @@ void* open_export(int read_only) noexcept {
         auto opened =
             engine->open(name != nullptr ? name : "", read_only != 0, remote, nbdkit_is_tls() > 0);
         engine->client_came();
+        if (remote) {
+            handshakes->opened(peer);
+        }
         return opened.release();
     });
 }
@@ -275,7 +322,9 @@ const char help[] =
     "log-memory=SIZE        writes that may wait for the link in memory (default: 64M)\n"
     "cache=default|none     none: keep what is written out of the page cache\n"
     "confine=BOOL           never start a program, mount, ... from now on (default: no)\n"
-    "reconnect=SECONDS      with uri=: how long requests wait for its server (default: 30)";
+    "reconnect=SECONDS      with uri=: how long requests wait for its server (default: 30)\n"
+    "handshake=SECONDS      TCP connections that have opened no export by then are ended (default: "
+    "60)";
 
 void dump() noexcept {
     std::printf("drover_version=%s\n", DROVER_VERSION);
@@ -356,6 +405,7 @@ nbdkit_plugin plugin = {
             return done_or_error("cache", [&] { disk(handle).cache({offset, count}); });
         },
     .can_fast_zero = has<&Features::can_fast_zero>,
+    .preconnect = preconnect,
     .get_ready = get_ready,
     .after_fork = after_fork,
     .cleanup = cleanup,

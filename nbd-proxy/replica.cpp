@@ -3,6 +3,8 @@
 
 #include "common/error.h"
 
+#include <algorithm>
+
 namespace drover {
 namespace {
 
@@ -50,6 +52,11 @@ void Replica::apply(std::span<const std::byte> bytes, bool fua) {
     const auto frame = decode_frame(bytes, image_.size(), &why);
     if (!frame) {
         refuse(why);
+    }
+    if (std::any_of(frame->ops.begin(), frame->ops.end(), [](const Op& op) {
+            return op.type == OpType::fill;
+        })) {
+        refuse("a fill, and this disk is not post-copied");
     }
     const FrameHeader& header = frame->header;
     if (header.open) {
@@ -146,7 +153,7 @@ void Replica::run(const DecodedFrame& frame) {
             break; // order is kept by the stream; the disk's own cache is flushed when the source
                    // asks
         case OpType::fill:
-            refuse("a fill, and this disk is not post-copied");
+            break; // apply() has refused it
         case OpType::consistent:
             image_.flush();
             events_.consistency(true);

@@ -223,6 +223,12 @@ void Sender::open_session() {
         Lsn base;
         {
             const std::lock_guard lock(tracked_->mutex);
+            if (state.stream != tracked_->source.stream() ||
+                (had_session_ && state.applied > tracked_->source.progress().last)) {
+                throw Error(ErrorKind::refused,
+                            "the destination claims to have what was never sent",
+                            EINVAL);
+            }
             base = tracked_->source.resume(
                 state.applied, state.durable, !had_session_ || state.instance == instance_);
         }

@@ -51,6 +51,12 @@ Applier::Admission Applier::admit(const FrameHeader& header, std::string* why) c
         *why = fmt::format("LSN {} was applied before", header.first.v);
         return Admission::refused;
     }
+    // What a source has in flight, in frames of 4 KiB at least, is far below that; each takes memory
+    // here until the LSNs before it have come.
+    if (ahead_.size() >= most_ahead && header.first.v != applied_.v + 1) {
+        *why = "too many frames ahead of one that is missing";
+        return Admission::refused;
+    }
     return applied_ >= header.after ? Admission::apply : Admission::wait;
 }
 

@@ -51,6 +51,8 @@ public:
     // An fsync ended well that was started when applied() was this.
     void made_durable(Lsn lsn) { durable_ = std::max(durable_, lsn); }
 
+    static constexpr size_t most_ahead = 1 << 17; // frames that were applied above the watermark
+
 private:
     MigrationId migration_;
     uint64_t generation_;

@@ -169,6 +169,21 @@ Step at(Record record, Stage stage) {
     return record;
 }
 
+// A generation is the larger one of both sides, and one more. A peer that lies must not be able to
+// use all of them up: after the last one the disk could never be moved again.
+bool leaps(const Record& record, uint64_t generation) {
+    constexpr uint64_t largest_step = uint64_t{1} << 32;
+    return generation > record.generation && generation - record.generation > largest_step;
+}
+
+Step leap_refused(const Record& record, uint64_t generation) {
+    return refuse_with(ErrorKind::refused,
+                       fmt::format("generation {} can't be the one after {}: the other side's "
+                                   "record, or what it says of it, is not to be believed",
+                                   generation,
+                                   record.generation));
+}
+
 } // namespace
 
 std::string_view to_string(Role role) {
@@ -202,6 +217,9 @@ Step begin_attempt(const Record& record, const std::string& migration, uint64_t 
     }
     const bool again = (record.stage == Stage::replicating || record.stage == Stage::voided) &&
                        migration == record.migration && generation == record.generation;
+    if (leaps(record, generation)) {
+        return leap_refused(record, generation);
+    }
     if (!again && (generation <= record.generation || migration == record.migration)) {
         return refuse_with(
             ErrorKind::refused,
@@ -364,6 +382,9 @@ Step begin_replica(const Record& record, const ReplicaRequest& request) {
     if (record.stage == Stage::receiving && request.migration == record.migration &&
         request.generation == record.generation) {
         return record;
+    }
+    if (leaps(record, request.generation)) {
+        return leap_refused(record, request.generation);
     }
     if (request.generation <= record.generation) {
         return refuse_with(ErrorKind::refused,

@@ -132,7 +132,7 @@ if [[ $(id -u) == 0 ]]; then
     on_exit eval "umount $tmp/b/images/vm 2>/dev/null"
     expect 1 "${command[@]}"
     umount b/images/vm
-    rmdir b/images/vm
+    rmdir b/images/vm 2>/dev/null || [[ ! -e b/images/vm ]] # the guardian may have seen to it
     expect_text err "No space left on device"
     as_before 0x19
 fi

@@ -54,6 +54,7 @@ coordinator=
 on_exit end_leftovers # of a test that has failed
 # shellcheck disable=SC2046
 end_leftovers() { kill -9 $(pgrep -f "guardian $tmp/") $([[ -z $coordinator ]] || agent) $coordinator 2>/dev/null; }
+agent_at_b() { cut -d ' ' -f 4- b/state/$vm/agent.lock | jq .pid; }
 agent() { pgrep -P $coordinator -f 'agent --stdio'; }
 interrupted() {
     local step=$1 pid
@@ -244,7 +245,7 @@ echo "# by force, at the destination: only what is a state that the disks were i
 disks=(root)
 agent_lives=yes
 interrupted source.handover a
-wait_for 20 eventually_gone "$(jq .pid b/state/$vm/agent.lock)"
+wait_for 20 eventually_gone "$(agent_at_b)"
 [[ ! -e b/run/$vm/root.ctl ]] || fail "the agent has left the disk to itself"
 expect 3 at_b drover recover $vm
 expect 0 at_b drover recover $vm --i-know-the-other-side-is-dead
@@ -256,7 +257,7 @@ end
 # Of several disks, each at a moment of its own.
 disks=(root data)
 interrupted source.handover a
-wait_for 20 eventually_gone "$(jq .pid b/state/$vm/agent.lock)"
+wait_for 20 eventually_gone "$(agent_at_b)"
 expect 1 at_b drover recover $vm --i-know-the-other-side-is-dead
 expect_text err "different moments"
 [[ -e b/images/$vm/root.img && $(record b role) == replica ]] || fail "it has touched them"

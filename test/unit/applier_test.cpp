@@ -195,3 +195,18 @@ TEST_CASE("applier: a lower base takes durable with it") {
     CHECK((applier.applied() == Lsn(6)));
     CHECK((applier.durable() == Lsn(6)));
 }
+
+TEST_CASE("applier: a source that leaves a frame out for ever does not take memory for ever") {
+    Applier applier = opened(0);
+    uint64_t first = 3;
+    for (; admit(applier, frame(1, first, 1, 0)) == apply; first += 2) {
+        REQUIRE(first < 4 * Applier::most_ahead);
+        applier.started(frame(1, first, 1, 0));
+        applier.finished(frame(1, first, 1, 0));
+    }
+    CHECK(first == 2 * Applier::most_ahead + 3);
+    // What is missing may still come, and then there is room again.
+    run(applier, frame(1, 1, 2, 0));
+    CHECK((applier.applied() == Lsn(3)));
+    run(applier, frame(1, first, 1, 0));
+}

@@ -4,6 +4,7 @@
 #include "test/unit/folder.h"
 #include "test/unit/nbd_server.h"
 
+#include <array>
 #include <fstream>
 #include <future>
 
@@ -66,4 +67,30 @@ TEST_CASE("engine: a source that forwards to nobody, after a restart, can be unf
     const uint64_t version = peek_record(folder.file("state")).value().version;
     std::this_thread::sleep_for(200ms);
     CHECK(peek_record(folder.file("state")).value().version == version);
+}
+
+TEST_CASE("engine: hashes of the wrong length, none, or wrong ones verify nothing") {
+    const Folder folder;
+    folder.make_image("vm.img", std::string(2 * 64 * KiB + 512, 'x'));
+    Engine engine({.file = folder.file("vm.img"), .state_dir = folder.file("state")});
+    engine.start();
+    const auto verify = [&](const std::string& size, const std::string& pread) {
+        Server server;
+        server.nbdkit({"eval", "get_size=echo " + size, "pread=" + pread});
+        return engine.call("verify", {{"to", {{"socket", server.socket()}}}});
+    };
+    const std::string zeroes = "head -c $3 /dev/zero";
+    for (const char* const size : {"0", "16", "47", "49", "64", "9223372036854775807"}) {
+        CHECK_THROWS_WITH(verify(size, zeroes), doctest::Contains("another size"));
+    }
+    CHECK_THROWS_AS(verify("48", "echo EIO >&2; exit 1"), Error);
+    const rpc::Json different = verify("48", zeroes);
+    CHECK((different["blocks"] == 3));
+    CHECK((different["different"] == 3));
+    CHECK((different["first_different"] == 0));
+    // Those of the disk itself, as the other side would have them.
+    std::array<char, 48> hashes{};
+    engine.open("hashes", true, false, false)->read(hashes.data(), {0, hashes.size()});
+    std::ofstream(folder.file("hashes"), std::ios::binary).write(hashes.data(), hashes.size());
+    CHECK((verify("48", "head -c $3 " + folder.file("hashes"))["different"] == 0));
 }

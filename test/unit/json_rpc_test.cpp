@@ -160,3 +160,19 @@ TEST_CASE("parameters are read strictly") {
     CHECK_THROWS_WITH(rpc::only_params(Json{{"a", 1}, {"c", 1}}, {"a", "b"}),
                       doctest::Contains("'c'"));
 }
+
+TEST_CASE("a peer does not choose how deep a message is nested") {
+    const auto nested = [](size_t depth, const char* key) {
+        return fmt::format(R"({{"jsonrpc":"2.0","id":1,"{}":{}{}}})",
+                           key,
+                           std::string(depth, '['),
+                           std::string(depth, ']'));
+    };
+    CHECK((response_of(nested(20, "result")).result.is_array()));
+    for (const size_t depth : {size_t{100}, rpc::max_line_bytes / 2 - 100}) {
+        for (const char* const key : {"params", "result", "error", "id", "anything"}) {
+            CHECK_THROWS_AS(rpc::parse(nested(depth, key)), Error);
+            CHECK_THROWS_AS(rpc::parse(nested(depth, key).substr(0, depth)), Error);
+        }
+    }
+}

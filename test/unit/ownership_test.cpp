@@ -3,6 +3,8 @@
 #include "common/secrets.h"
 #include "nbd-proxy/core/ownership.h"
 
+#include <limits>
+
 #include <doctest/doctest.h>
 
 using namespace drover;
@@ -295,4 +297,17 @@ TEST_CASE("a start takes back what it can't vouch for, and keeps what was promis
     CHECK(at_start(fenced()) == fenced());
     CHECK(at_start(handed_over()) == handed_over());
     CHECK(at_start(promoted()) == promoted());
+}
+
+TEST_CASE("no peer uses up the generations") {
+    constexpr uint64_t most = std::numeric_limits<uint64_t>::max();
+    constexpr uint64_t step = uint64_t{1} << 32;
+    for (const uint64_t generation : {most, most - 1, step + 2}) {
+        CHECK((no(begin_attempt(first_record(uuid), migration, generation)).kind ==
+               ErrorKind::refused));
+        CHECK((no(begin_replica(receiving(), {later, generation + 1, uuid, refusal})).kind ==
+               ErrorKind::refused));
+    }
+    CHECK(ok(begin_attempt(first_record(uuid), migration, step + 1)).generation == step + 1);
+    CHECK(ok(begin_replica(Record(), {migration, step, uuid, refusal})).generation == step);
 }

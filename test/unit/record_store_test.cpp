@@ -396,7 +396,8 @@ TEST_CASE("record store: without an image file the record is all") {
 TEST_CASE("record store: the marker's file where there are no attributes") {
     const Folder folder;
     const std::string image = folder.file("vm.img");
-    write_file_durably(image + ".drover-mark", "drover-mark 1 " + uuid + " 4 f 17\n");
+    const std::string text = marker_text({uuid, 4, 'f', 17});
+    write_file_durably(image + ".drover-mark", text + "\n");
     CHECK((read_marker(image, image) == ImageMarker{uuid, 4, 'f', 17}));
     CHECK((kind_of([&] { RecordStore::open(folder.options()); }) == ErrorKind::refused));
     // It stays where it is when the image is set aside.
@@ -404,6 +405,12 @@ TEST_CASE("record store: the marker's file where there are no attributes") {
     for (const char* bad : {"", "drover-mark 2 x", "drover-mark 1 x 4 f 17", "drover-mark 1"}) {
         write_file_durably(image + ".drover-mark", bad);
         CHECK((kind_of([&] { read_marker(image, image); }) == ErrorKind::refused));
+    }
+    for (size_t at = 0; at < text.size(); ++at) {
+        std::string bad = text;
+        bad[at] = char(bad[at] ^ 1);
+        CHECK_THROWS_WITH(parse_marker(bad, "FILE"), doctest::Contains("FILE: "));
+        CHECK_THROWS_AS(parse_marker(text.substr(0, at), "FILE"), Error);
     }
 }
 

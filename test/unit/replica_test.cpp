@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include "nbd-proxy/core/checksum.h"
 #include "nbd-proxy/replica.h"
 
 #include "test/unit/memory_backend.h"
 
+#include <cstring>
 #include <future>
+#include <limits>
 #include <thread>
 
 #include <doctest/doctest.h>
@@ -243,6 +246,82 @@ TEST_CASE("replica: what is not a frame, or not for this disk, is refused and ch
     CHECK(errno_of([&] { f.send(f.header(1, 1, 0), {{OpType::write, {size - 5, 10}}}); }) == EINVAL);
     CHECK(errno_of([&] { f.send(f.header(1, 1, 0), {{OpType::fill, {0, 10}}}); }) == EINVAL);
     CHECK(f.image.changes == 0);
+}
+
+// A source that has the key, and says whatever it likes with right checksums.
+TEST_CASE("replica: a malicious source writes nothing but the disk, and no part of a bad frame") {
+    constexpr uint64_t most = std::numeric_limits<uint64_t>::max();
+    Fixture f;
+    f.open_session();
+    const auto refused = [&](const char* what, const FrameHeader& header, const std::vector<Op>& ops) {
+        INFO(what);
+        CHECK(errno_of([&] { f.send(header, ops, std::byte{0xee}); }) == EINVAL);
+        CHECK(f.image.changes == 0);
+    };
+    const Op good{OpType::write, {0, 10}};
+    const auto one = [&](const char* what, const Op& bad) {
+        refused(what, f.header(1, 1, 0), {bad});
+        refused(what, f.header(1, 2, 0), {good, bad});
+        refused(what, f.header(1, 2, 0), {bad, good});
+    };
+    one("behind the end", {OpType::write, {size, 1}});
+    one("across the end", {OpType::write, {size - 1, 2}});
+    one("its end overflows", {OpType::zero, {most - 1, 4}});
+    one("its end overflows to the start", {OpType::trim, {1, most}});
+    one("nothing", {OpType::write, {5, 0}});
+    one("a fill", {OpType::fill, {0, 10}});
+    one("an unknown operation", {static_cast<OpType>(77), {0, 1}});
+    one("a mark with a range", {OpType::consistent, {0, 1}});
+    one("a handover that is too short", {OpType::handover, {0, 31}});
+    one("a handover that is too long", {OpType::handover, {0, 4096}});
+    refused("more LSNs than operations", f.header(1, 2, 0), {good});
+    refused("fewer", f.header(1, 1, 0), {good, good});
+    refused("LSNs that wrap", f.header(most, 1, 0), {good});
+    refused("after itself", f.header(1, 1, 1), {good});
+    refused("a session that was not opened", [&] { auto h = f.header(1, 1, 0); ++h.stream.session; return h; }(), {good});
+    refused("an older session", [&] { auto h = f.header(1, 1, 0); --h.stream.session; return h; }(), {good});
+    refused("another stream", [&] { auto h = f.header(1, 1, 0); ++h.stream.counter; return h; }(), {good});
+    refused("another generation", [&] { auto h = f.header(1, 1, 0); ++h.stream.generation; return h; }(), {good});
+    refused("another migration", [&] { auto h = f.header(1, 1, 0); h.migration[3] = std::byte{1}; return h; }(), {good});
+
+    // What the table and the lengths say is not what is there: each field at each extreme.
+    const std::vector<Op> ops{good, good};
+    std::vector<std::byte> frame(frame_prefix_size(ops.size()) + 20, std::byte{0xee});
+    encode_frame(frame, f.header(1, 2, 0), ops);
+    constexpr size_t count_at = 96, raw_length_at = 100, coded_length_at = 104;
+    for (const size_t at : {count_at, raw_length_at, coded_length_at}) {
+        for (const uint32_t value : {0U, 1U, 3U, 1024U, 1025U, 0x7fffffffU, 0x80000000U, 0xffffffffU}) {
+            auto bad = frame;
+            std::memcpy(&bad[at], &value, sizeof value);
+            const Hash128 checksum = hash128(bad.data() + sizeof checksum, bad.size() - sizeof checksum);
+            std::memcpy(bad.data(), &checksum, sizeof checksum);
+            CHECK(errno_of([&] { f.replica->apply(bad, false); }) == EINVAL);
+        }
+    }
+    auto unsealed = frame;
+    unsealed.back() ^= std::byte{1};
+    CHECK(errno_of([&] { f.replica->apply(unsealed, false); }) == EINVAL);
+    CHECK(f.image.changes == 0);
+
+    // It lives, and takes what is right; and that once.
+    f.replica->apply(frame, true);
+    CHECK(f.image.changes == 2);
+    CHECK(errno_of([&] { f.replica->apply(frame, false); }) == EINVAL);
+    CHECK(f.state().applied.v == 2);
+    const auto bytes = f.image.bytes();
+    CHECK(std::all_of(bytes.begin() + 10, bytes.end(), [](std::byte b) { return b == std::byte{0}; }));
+
+    // A session whose base leaves no LSN, and the next one.
+    f.session = 2;
+    f.open_session(most);
+    CHECK(errno_of([&] { f.send(f.header(most - 1, 1, 0), {good}); }) == EINVAL);
+    f.session = most;
+    f.open_session(2);
+    f.session = 0;
+    CHECK(errno_of([&] { f.open(std::nullopt); }) == EINVAL);
+    f.session = most;
+    f.send(f.header(3, 1, 2), {good});
+    CHECK(f.state().applied.v == 3);
 }
 
 TEST_CASE("replica: close waits for what is being applied, and lets nothing else in") {

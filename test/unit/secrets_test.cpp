@@ -193,3 +193,16 @@ TEST_CASE("two that change the key file at once do not lose each other's keys") 
     const std::string content = *read_whole_file(path);
     CHECK(std::count(content.begin(), content.end(), '\n') == 40);
 }
+
+TEST_CASE("a file that is no key file is not written over") {
+    const Folder folder;
+    const std::string path = folder.file("psk");
+    for (const char* const content : {"a:0011\nnothing\n", "a:\n", ":00\n", "a:0g\n", "\177ELF", "\n"}) {
+        write_file_durably(path, content);
+        for (const char* const user : {"a", "b"}) {
+            CHECK_THROWS_WITH(add_psk(path, user, "00"), doctest::Contains(path.c_str()));
+            CHECK_THROWS_AS(remove_psk(path, user), Error);
+        }
+        CHECK((read_whole_file(path) == content));
+    }
+}

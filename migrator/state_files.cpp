@@ -1,0 +1,226 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/state_files.h"
+
+#include "common/secrets.h"
+
+#include <ctime>
+#include <limits>
+
+namespace drover {
+namespace {
+
+using rpc::Json;
+
+constexpr std::string_view journal_magic = "drover-journal";
+constexpr uint64_t journal_format = 1;
+constexpr std::string_view lock_magic = "drover-lock ";
+constexpr std::string_view lock_format = "1";
+constexpr size_t checksum_digits = 32;
+
+[[noreturn]] void refuse_journal(const std::string& name, const std::string& why) {
+    throw Error(ErrorKind::refused,
+                fmt::format("{}: {}. Nothing was changed. It only helps to recover: move it away, "
+                            "and then `drover recover VM HOST [--rsh CMD]` asks HOST, where the VM "
+                            "was being moved to or from",
+                            name,
+                            why));
+}
+
+[[noreturn]] void refuse_lock(const std::string& name, const std::string& why) {
+    throw Error(ErrorKind::refused,
+                fmt::format("{}: {}. Nothing was changed. Nothing is lost with it: move it away "
+                            "while no migration or recovery of the VM runs",
+                            name,
+                            why));
+}
+
+std::string other_format(const std::string& found, std::string_view known) {
+    return fmt::format(
+        "of format {}, this drover knows format {}: use the drover that wrote it", found, known);
+}
+
+std::string checksum_of(std::string_view text) {
+    return sha256_hex(text).substr(0, checksum_digits);
+}
+
+// CHECKSUM, a blank, a JSON object.
+std::string sealed(const Json& json) {
+    const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
+    return checksum_of(text) + " " + text + "\n";
+}
+
+// Without its newline.
+std::optional<Json> unsealed(std::string_view line) {
+    if (line.size() <= checksum_digits || line[checksum_digits] != ' ') {
+        return std::nullopt;
+    }
+    const std::string_view text = line.substr(checksum_digits + 1);
+    if (checksum_of(text) != line.substr(0, checksum_digits)) {
+        return std::nullopt;
+    }
+    Json json = Json::parse(text, nullptr, false);
+    return json.is_object() ? std::optional(std::move(json)) : std::nullopt;
+}
+
+std::optional<JournalStep> parse_step(const std::string& text) {
+    for (int step = 0; step <= static_cast<int>(JournalStep::over); ++step) {
+        if (step_name(static_cast<JournalStep>(step)) == text) {
+            return static_cast<JournalStep>(step);
+        }
+    }
+    return std::nullopt;
+}
+
+void check_head(const Json& head, const std::string& name) {
+    if (head.value("format", Json()) != journal_magic) {
+        refuse_journal(name, "not a journal of drover");
+    }
+    if (const Json version = head.value("version", Json()); version != journal_format) {
+        refuse_journal(name, other_format(version.dump(), std::to_string(journal_format)));
+    }
+}
+
+} // namespace
+
+std::string_view step_name(JournalStep step) {
+    switch (step) {
+    case JournalStep::prepare:
+        return "prepare";
+    case JournalStep::replicate:
+        return "replicate";
+    case JournalStep::memory:
+        return "memory";
+    case JournalStep::handover:
+        return "handover";
+    case JournalStep::fence:
+        return "fence";
+    case JournalStep::promote:
+        return "promote";
+    case JournalStep::verify:
+        return "verify";
+    case JournalStep::finish:
+        return "finish";
+    case JournalStep::release:
+        return "release";
+    case JournalStep::cancel:
+        return "cancel";
+    case JournalStep::refuse:
+        return "refuse";
+    case JournalStep::unfence:
+        return "unfence";
+    case JournalStep::force:
+        return "force";
+    case JournalStep::resume:
+        return "resume";
+    case JournalStep::over:
+        return "over";
+    }
+    return "?";
+}
+
+// --- the journal
+
+std::string JournalContent::text(const char* key) const {
+    const Json value = facts.value(key, Json());
+    return value.is_string() ? value.get<std::string>() : std::string();
+}
+
+void JournalContent::take(const Json& line, const std::string& name) {
+    for (const auto& [key, value] : line.items()) {
+        if (key != "step") {
+            facts[key] = value;
+            continue;
+        }
+        const auto step = value.is_string() ? parse_step(value.get<std::string>()) : std::nullopt;
+        if (!step) {
+            refuse_journal(name, fmt::format("damaged (an unknown step: {})", value.dump()));
+        }
+        last = step;
+    }
+}
+
+Json journal_head(const std::string& side, const Json& facts) {
+    Json head = facts;
+    head["format"] = journal_magic;
+    head["version"] = journal_format;
+    head["side"] = side;
+    head["began_at"] = std::time(nullptr);
+    return head;
+}
+
+std::string journal_line(const Json& json) {
+    return sealed(json);
+}
+
+JournalContent parse_journal(std::string_view bytes, const std::string& name) {
+    JournalContent content;
+    if (bytes.empty()) {
+        refuse_journal(name, "empty");
+    }
+    for (bool first = true; !bytes.empty(); first = false) {
+        const size_t newline = bytes.find('\n');
+        if (newline == std::string_view::npos && !first) {
+            return content; // a crash; the first line was written whole
+        }
+        const auto line =
+            newline != std::string_view::npos ? unsealed(bytes.substr(0, newline)) : std::nullopt;
+        if (!line) {
+            const bool foreign = first && bytes.find(journal_magic) == std::string_view::npos;
+            refuse_journal(name,
+                           foreign ? "not a journal of drover" : "damaged (a checksum is wrong)");
+        }
+        if (first) {
+            check_head(*line, name);
+        }
+        content.take(*line, name);
+        check_head(content.facts, name); // no later line says otherwise
+        bytes.remove_prefix(newline + 1);
+    }
+    return content;
+}
+
+// --- locks
+
+std::string lock_note(const LockHolder& holder) {
+    const Json note{{"pid", holder.pid},
+                    {"started", holder.started},
+                    {"what", holder.what},
+                    {"migration", holder.migration}};
+    return fmt::format("{}{} {}", lock_magic, lock_format, sealed(note));
+}
+
+std::optional<LockHolder> parse_lock_note(std::string_view bytes, const std::string& name) {
+    // Some file systems fill with zeroes what a power cut took.
+    if (bytes.find_first_not_of('\0') == std::string_view::npos) {
+        return std::nullopt;
+    }
+    if (!bytes.starts_with(lock_magic)) {
+        refuse_lock(name, "not a lock of drover");
+    }
+    bytes.remove_prefix(lock_magic.size());
+    const std::string_view format = bytes.substr(0, bytes.find(' '));
+    if (format != lock_format) {
+        const bool number = !format.empty() && format.size() <= 6 &&
+                            format.find_first_not_of("0123456789") == std::string_view::npos;
+        refuse_lock(
+            name, number ? other_format(std::string(format), lock_format) : "not a lock of drover");
+    }
+    bytes.remove_prefix(std::min(bytes.size(), format.size() + 1));
+    const auto note = unsealed(bytes.substr(0, bytes.find('\n')));
+    if (!note) {
+        return std::nullopt;
+    }
+    const Json pid = note->value("pid", Json()), started = note->value("started", Json()),
+               what = note->value("what", Json()), migration = note->value("migration", Json());
+    if (!pid.is_number_unsigned() ||
+        pid.get<uint64_t>() > uint64_t(std::numeric_limits<pid_t>::max()) ||
+        !started.is_number_unsigned() || !what.is_string() || !migration.is_string()) {
+        return std::nullopt;
+    }
+    return LockHolder{pid.get<pid_t>(),
+                      started.get<uint64_t>(),
+                      what.get<std::string>(),
+                      migration.get<std::string>()};
+}
+
+} // namespace drover

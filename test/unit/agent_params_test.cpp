@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "migrator/agent_params.h"
+#include "migrator/peer_agent.h"
+
+#include <doctest/doctest.h>
+
+using namespace drover;
+using rpc::Json;
+
+TEST_CASE("agent: keys and ids are so many lower-case digits") {
+    CHECK(hex_param(Json{{"key", "0af9"}}, "key", 4) == "0af9");
+    for (const Json& bad :
+         {Json("0af"), Json("0AF9"), Json("0ag9"), Json("0af90"), Json(4), Json()}) {
+        CHECK_THROWS_WITH(hex_param(Json{{"key", bad}}, "key", 4), doctest::Contains("'key'"));
+    }
+}
+
+TEST_CASE("agent: names of disks are names") {
+    const NamedDisks named = named_disks_param(Json{{"vm", "vm1"}, {"disks", {"root", "data"}}});
+    CHECK(named.vm == "vm1");
+    REQUIRE(named.disks.size() == 2);
+    CHECK((named.disks[0].name == "root" && named.disks[0].uuid.empty()));
+    CHECK(named.disks[1].name == "data");
+    const Json identified{{"vm", "vm1"}, {"disks", {{{"name", "root"}, {"uuid", "u"}}}}};
+    CHECK(named_disks_param(identified, true).disks.at(0).uuid == "u");
+    for (const Json& bad : {Json("root"), Json(1), Json{{"name", "root"}}, Json{{"uuid", "u"}}}) {
+        const Json disks{{"vm", "vm1"}, {"disks", Json::array({bad})}};
+        CHECK_THROWS_AS(named_disks_param(disks, true), Error);
+    }
+    for (const char* const bad : {"", "..", "../root", "a/b", "a\nb", ".hidden"}) {
+        CHECK_THROWS_AS(named_disks_param(Json{{"vm", bad}, {"disks", Json::array()}}), Error);
+        CHECK_THROWS_AS(named_disks_param(Json{{"vm", "vm1"}, {"disks", {"root", bad}}}), Error);
+    }
+    for (const Json& bad :
+         {Json(), Json("root"), Json::object(), Json{1}, Json{{{"name", "root"}}}}) {
+        CHECK_THROWS_AS(named_disks_param(Json{{"vm", "vm1"}, {"disks", bad}}), Error);
+    }
+}
+
+TEST_CASE("an agent's answer that leaves a disk out is no answer") {
+    const Json list{{{"name", "root"}, {"port", 1}}, 7, {{"name", 5}}};
+    CHECK((named(list, "root").at("port") == 1));
+    for (const Json& bad : {list, Json::array(), Json(), Json("data"), Json{{"data", 1}}}) {
+        CHECK_THROWS_WITH(named(bad, "data"), doctest::Contains("data"));
+    }
+}

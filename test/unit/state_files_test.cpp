@@ -1,0 +1,135 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "common/secrets.h"
+#include "migrator/journal.h"
+#include "migrator/run_lock.h"
+#include "test/unit/folder.h"
+
+using namespace drover;
+using rpc::Json;
+
+namespace {
+
+const std::string migration(32, 'a');
+
+bool has(const std::string& text, const std::string& part) {
+    return text.find(part) != std::string::npos;
+}
+
+std::string step_line(JournalStep step) {
+    return journal_line(Json{{"step", step_name(step)}, {"at", 5}});
+}
+std::string whole_journal() {
+    return journal_line(journal_head("source", Json{{"migration", migration}, {"host", "b"}})) +
+           step_line(JournalStep::prepare) + journal_line(Json{{"rsh_pid", 7}}) +
+           step_line(JournalStep::fence);
+}
+
+std::string why_refused(const std::string& journal) {
+    try {
+        parse_journal(journal, "FILE");
+    } catch (const Error& error) {
+        CHECK((error.kind() == ErrorKind::refused));
+        CHECK(has(error.what(), "FILE: "));
+        CHECK(has(error.what(), "move it away"));
+        return error.what();
+    }
+    return "";
+}
+
+} // namespace
+
+TEST_CASE("journal: what was written is read, an unfinished last line is not") {
+    const std::string whole = whole_journal();
+    for (const char* const rest : {"", "0", "0123456789 {\"step\":\"over\"}"}) {
+        const JournalContent content = parse_journal(whole + rest, "FILE");
+        CHECK(content.text("migration") == migration);
+        CHECK(content.text("side") == "source");
+        CHECK((content.facts["rsh_pid"] == 7));
+        CHECK((content.last == JournalStep::fence));
+        CHECK(!content.over());
+    }
+    CHECK(parse_journal(whole + step_line(JournalStep::over), "FILE").over());
+}
+
+TEST_CASE("journal: damaged, foreign and newer ones are refused") {
+    const std::string whole = whole_journal();
+    const size_t last_line = whole.rfind('\n', whole.size() - 2) + 1;
+    for (size_t at = 0; at < whole.size(); ++at) {
+        std::string bad = whole;
+        bad[at] = char(bad[at] ^ 1);
+        // Without its newline the last line is one that a crash cut off.
+        CHECK((why_refused(bad) == "") == (at == whole.size() - 1));
+    }
+    // Cut anywhere behind the first line it is an older one; that one is written whole.
+    for (size_t length = 0; length < whole.size(); ++length) {
+        const bool has_head = length > whole.find('\n');
+        CHECK((why_refused(whole.substr(0, length)) == "") == has_head);
+    }
+    CHECK((parse_journal(whole.substr(0, last_line + 9), "FILE").last == JournalStep::prepare));
+    CHECK(has(why_refused(""), "empty"));
+    CHECK(has(why_refused("\177ELF and so on\n"), "not a journal"));
+    CHECK(has(why_refused(journal_line(Json{{"format", "another"}, {"version", 1}})),
+              "not a journal"));
+    Json newer = journal_head("source", Json::object());
+    newer["version"] = 2;
+    newer["step"] = "dance";
+    CHECK(has(why_refused(journal_line(newer)), "of format 2"));
+    CHECK(has(why_refused(whole + journal_line(Json{{"step", "dance"}})), "unknown step"));
+    CHECK(has(why_refused(whole + journal_line(Json{{"version", 2}})), "of format 2"));
+}
+
+TEST_CASE("journal: what can't be read is neither replaced nor gone on with") {
+    const Folder folder;
+    const std::string path = folder.file("journal");
+    std::string damaged = whole_journal();
+    damaged[50] ^= 1;
+    // The last one: the first line is there, but for its newline.
+    const std::string line = journal_line(journal_head("source", Json::object()));
+    for (const std::string& content :
+         {damaged, std::string("no journal\n"), std::string(), line.substr(0, line.size() - 1)}) {
+        write_file_durably(path, content);
+        CHECK_THROWS_WITH(Journal::create(path, "source", Json::object()),
+                          doctest::Contains(path.c_str()));
+        CHECK_THROWS_AS(Journal::go_on(path), Error);
+        CHECK_THROWS_AS(Journal::end(path), Error);
+        CHECK((read_whole_file(path) == content));
+    }
+}
+
+TEST_CASE("run lock: its note goes there and back") {
+    const LockHolder holder{77, 123456789, "agent", migration};
+    CHECK((parse_lock_note(lock_note(holder), "FILE") == holder));
+    CHECK(!parse_lock_note("", "FILE"));
+    CHECK(!parse_lock_note(std::string(200, '\0'), "FILE"));
+    // One that a crash has left unfinished names nobody.
+    const std::string note = lock_note(holder);
+    const size_t begin = std::string("drover-lock 1 ").size();
+    for (size_t length = begin; length + 1 < note.size(); ++length) {
+        CHECK(!parse_lock_note(note.substr(0, length), "FILE"));
+    }
+    for (size_t at = begin; at + 1 < note.size(); ++at) {
+        std::string bad = note;
+        bad[at] = char(bad[at] ^ 1);
+        CHECK(!parse_lock_note(bad, "FILE"));
+    }
+}
+
+TEST_CASE("run lock: another program's file, or a newer drover's, is refused and left as it is") {
+    const Folder folder;
+    const std::string path = folder.file("migrate.lock");
+    for (const char* const content :
+         {"precious", "{\"pid\": 1}", "drover-lock 2 whatever", "drover-lock x", "drover-lock "}) {
+        write_file_durably(path, content);
+        RunLock lock(path);
+        CHECK_THROWS_WITH(lock.try_lock("migrate"), doctest::Contains(path.c_str()));
+        CHECK_THROWS_WITH(lock.holder(), doctest::Contains("move it away"));
+        CHECK((read_whole_file(path) == content));
+    }
+    write_file_durably(path, "");
+    RunLock lock(path), other(path);
+    CHECK(lock.try_lock("migrate"));
+    CHECK_FALSE(other.try_lock("recover"));
+    REQUIRE(other.holder());
+    CHECK(other.holder()->what == "migrate");
+    CHECK(other.is_held());
+}
