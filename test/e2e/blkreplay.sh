@@ -57,24 +57,26 @@ echo "# while the disk moves"
 replay replay.log 40 &
 replay=$!
 on_exit e2e_kill $replay
-written() { [[ $(tags "$1" | grep -cxFf "$2") == 0 ]]; }
-tags a/images/disk.img >untouched
-wait_for 30 written a/images/disk.img untouched
-expect 0 drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --json
-report=$(jq -c 'select(.event == "report") | {bytes_sent, downtime_ms}' out)
+allocated() { (($(stat -c %b a/images/disk.img) * 512 >= $1)); }
+wait_for 30 allocated 20000000
+# Slow enough that much is written while it goes on.
+expect 0 drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --max-bandwidth 20M --json
+report=$(jq -c 'select(.event == "report") | {downtime_ms} + (.disks[0] | {captured_bytes, delta_bytes})' out)
 ! eventually_gone $replay || fail "it had ended before the disk had moved: $report"
 wait $replay || fail "blkreplay: $(tail -n 20 replay.log)"
 [[ $(found replay.log) == "0+0 0" ]] || fail "blkreplay has found wrong tags: $(found replay.log)"
+(($(jq .delta_bytes <<<"$report") > 0)) || fail "nothing was written while the disk moved: $report"
 [[ $("$tmp/at" b drover ctl vm1/root status | jq -r .role) == owner ]] || fail "the disk has not moved"
 grep '^SUMMARY' replay.log
 echo "$report"
 
 echo "# it finds what was changed behind its back, in the image at the destination"
 tags b/images/vm1/root.img >before
+written() { [[ $(tags b/images/vm1/root.img | grep -cxFf before) == 0 ]]; }
 replay replay.log 100 &
 replay=$!
 on_exit e2e_kill $replay
-wait_for 30 written b/images/vm1/root.img before
+wait_for 30 written
 for sector in $(cat victims); do
     head -c 512 /dev/urandom | dd of=b/images/vm1/root.img bs=512 seek="$sector" conv=notrunc status=none
 done
