@@ -18,7 +18,11 @@
 #   expect_text FILE TEXT     FILE has the TEXT somewhere
 #   site NAME [LINE...]       from now on drover is that of the site $tmp/NAME (run/, state/, images/,
 #                             drover.toml of the LINEs, vm.d/); its disks are stopped at the end
+#   ways_to_sites FILE        makes FILE SITE COMMAND..., which runs the command at that site: the --rsh of a
+#                             migration; sets DROVER_REMOTE
 #   json FILTER COMMAND...    what jq -r FILTER finds in the command's output
+#   requires_fuse             skips the test where nbdfuse can't mount anything
+#   fuse_disk FILE URI        the NBD server's disk as that file, until the end or unfuse_disk FILE
 # shellcheck shell=bash
 
 set -Eeuo pipefail
@@ -152,4 +156,48 @@ site() {
     mkdir -p "$dir"/{run,state,images,vm.d}
     printf '%s\n' "images = \"$dir/images\"" "$@" >"$dir/drover.toml"
     on_exit e2e_stop_site "$dir"
+}
+
+ways_to_sites() {
+    cat >"$1" <<SH
+#!/bin/bash
+export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
+shift
+exec "\$@"
+SH
+    chmod +x "$1"
+    DROVER_REMOTE=$(command -v drover)
+    export DROVER_REMOTE
+}
+
+# nbdfuse ends when its file is unmounted; one that was killed leaves it mounted.
+e2e_unmount() { ! mountpoint -q "$1" || umount -l "$1"; }
+
+declare -A e2e_fuse_pid
+fuse_disk() {
+    : >"$1"
+    rm -f "$1.pid"
+    on_exit e2e_unmount "$tmp/$1"
+    background nbdfuse -P "$tmp/$1.pid" "$tmp/$1" "$2"
+    e2e_fuse_pid[$1]=$pid
+    e2e_fuse_answers() { [[ -s $1 ]] || eventually_gone "$2"; }
+    wait_for 20 e2e_fuse_answers "$1.pid" "$pid"
+    mountpoint -q "$1"
+}
+unfuse_disk() {
+    umount "$1"
+    wait_for 20 eventually_gone "${e2e_fuse_pid[$1]}"
+}
+
+requires_fuse() {
+    local server
+    requires nbdfuse mountpoint
+    [[ -w /dev/fuse ]] || skip "there is no /dev/fuse here"
+    background nbdkit -f -U "$tmp/trial.sock" null 1M
+    server=$pid
+    wait_for 10 test -S trial.sock
+    fuse_disk trial "nbd+unix:///?socket=$tmp/trial.sock" 2>trial.err || skip "nbdfuse can't mount here: $(cat trial.err)"
+    unfuse_disk trial
+    kill "$server"
+    wait_for 10 eventually_gone "$server"
 }

@@ -10,16 +10,7 @@ requires drover nbdkit qemu-io qemu-img qemu-nbd fio jq
 site a 'listen = "127.0.0.1"' 'ports = "21809-21829"'
 site b 'listen = "127.0.0.1"' 'ports = "21839-21859"'
 
-# The --rsh: the site that HOST names.
-cat >"$tmp/at" <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x "$tmp/at"
-export DROVER_REMOTE
-DROVER_REMOTE=$(command -v drover)
+ways_to_sites "$tmp/at"
 
 # vm NAME DISK...: its VM file at site a, with 48 MiB of data on each 64 MiB disk
 vm() {

@@ -5,9 +5,11 @@
 # test: timeout=200 tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
-# shellcheck source=test/e2e/pair-functions.sh
-source "$e2e_top/test/e2e/pair-functions.sh"
+# shellcheck source=test/e2e/stream-functions.sh
+source "$e2e_top/test/e2e/stream-functions.sh"
 requires drover nbdkit qemu-io jq
+
+src="nbd+unix:///?socket=$tmp/src.sock"
 
 echo "# the destination is killed, twice: the client goes on, and the stream does when there is one again"
 head -c 48M /dev/urandom >src.img

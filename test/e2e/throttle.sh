@@ -5,10 +5,11 @@
 # test: timeout=200 tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
-# shellcheck source=test/e2e/pair-functions.sh
-source "$e2e_top/test/e2e/pair-functions.sh"
+# shellcheck source=test/e2e/stream-functions.sh
+source "$e2e_top/test/e2e/stream-functions.sh"
 requires drover nbdkit fio jq
 
+src="nbd+unix:///?socket=$tmp/src.sock"
 head -c 64M /dev/urandom >src.img
 # A log that holds little: what does not fit turns blocks dirty.
 serve src src.img log-memory=4M

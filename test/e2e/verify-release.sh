@@ -9,15 +9,7 @@ requires drover nbdkit qemu-io jq
 
 site a 'listen = "127.0.0.1"' 'ports = "22209-22229"'
 site b 'listen = "127.0.0.1"' 'ports = "22239-22259"'
-cat >"$tmp/at" <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x "$tmp/at"
-export DROVER_REMOTE
-DROVER_REMOTE=$(command -v drover)
+ways_to_sites "$tmp/at"
 
 vm() { # NAME, with two disks
     local disk

@@ -1,17 +1,12 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Two plugins by themselves, src and dst in $tmp, for the e2e tests that need no coordinator; sourced after functions.sh.
-#
-#   serve NAME ARGUMENT...   an nbdkit with the plugin, its sockets NAME.sock and NAME.ctl; its pid in ${pid_of[NAME]}
-#   killed NAME, stop NAME   it ends, by SIGKILL or in order
-#   prepare NAME MIGRATION GENERATION    it takes the disk of src
-#   replicate MIGRATION GENERATION [MORE]   src to dst; MORE: further parameters, ',"name":value'
-#   replication KEY, phase_is PHASE      what src says of it
-# shellcheck shell=bash disable=SC2154
+# For tests of a stream between two nbdkits by themselves, `src` and `dst`; sourced after functions.sh.
+# shellcheck shell=bash
 
 ctl() { drover ctl "$@"; }
 replication() { json ".replication.$1" ctl "$tmp/src.ctl" status; }
 phase_is() { [[ $(replication phase) == "$1" ]]; }
 
+# serve NAME ARGUMENT...: an nbdkit with the plugin; its pid in ${pid_of[NAME]}
 declare -A pid_of
 serve() {
     local name=$1
@@ -24,6 +19,7 @@ serve() {
 killed() {
     kill -9 "${pid_of[$1]}"
     wait_for 20 eventually_gone "${pid_of[$1]}"
+    wait "${pid_of[$1]}" 2>/dev/null || true # bash would tell of it
 }
 stop() {
     ctl "$tmp/$1.ctl" shutdown >/dev/null
@@ -33,8 +29,7 @@ new_id() { od -An -N16 -tx1 /dev/urandom | tr -d ' \n'; }
 prepare() {
     ctl "$tmp/$1.ctl" prepare "{\"migration\":\"$2\",\"generation\":$3,\"uuid\":\"$(json .uuid ctl "$tmp/src.ctl" status)\"}" >/dev/null
 }
+# replicate MIGRATION GENERATION [MORE]
 replicate() {
     ctl "$tmp/src.ctl" replicate "{\"migration\":\"$1\",\"generation\":$2,\"to\":{\"socket\":\"$tmp/dst.sock\"}${3-}}" >/dev/null
 }
-# shellcheck disable=SC2034 # for the test
-src="nbd+unix:///?socket=$tmp/src.sock"

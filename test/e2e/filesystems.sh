@@ -1,0 +1,180 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# ext4, xfs and btrfs, mounted by this kernel and written without a pause, on a disk that is being replicated. The
+# destination is killed at random moments once it is in sync: what it has must be what a power cut leaves. The kernel
+# replays the journal, every file that was fsynced and then named has its content, and the file system's own checker
+# finds nothing; it does when a block of that image is put back to what it was before.
+# test: timeout=400
+# shellcheck source=test/e2e/functions.sh
+source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/stream-functions.sh
+source "$e2e_top/test/e2e/stream-functions.sh"
+PATH+=:/usr/sbin:/sbin
+requires drover nbdkit jq perl mkfs.ext4 e2fsck mkfs.xfs xfs_repair mkfs.btrfs btrfs
+requires_fuse
+
+seed=${DROVER_SEED:-$(date +%Y%m%d)}
+cuts=${DROVER_CUTS:-4}
+echo "seed $seed (DROVER_SEED), $cuts cuts each (DROVER_CUTS)"
+RANDOM=$seed
+
+# make TYPE IMAGE
+declare -A size=([ext4]=128M [xfs]=320M [btrfs]=256M)
+make() {
+    truncate -s "${size[$1]}" "$2"
+    case $1 in
+        ext4) mkfs.ext4 -q "$2" ;;
+        xfs) mkfs.xfs -q "$2" ;;
+        # With two copies of its metadata it would read the good one.
+        btrfs) mkfs.btrfs -q -m single "$2" >/dev/null ;;
+    esac
+}
+# check TYPE IMAGE: without changing it; its exit status tells whether anything is wrong
+check() {
+    case $1 in
+        ext4) e2fsck -f -n "$2" ;;
+        xfs) xfs_repair -n -f "$2" ;;
+        btrfs) btrfs check --readonly "$2" ;;
+    esac
+}
+mountable() { grep -qw "$1" /proc/filesystems || modprobe -q "$1"; }
+mount_image() {
+    # It remembers images that were mounted before, and takes no older one of the same disk.
+    [[ $1 != btrfs ]] || btrfs device scan --forget
+    mount -t "$1" -o loop "$2" mnt
+}
+mkdir mnt
+on_exit e2e_unmount "$tmp/mnt"
+
+# Each file is fsynced before it gets its name, which is its number and its checksum; then the number is written to
+# `last`; and only then the oldest one goes. Beside them directories, links and holes come and go.
+kept=20
+writer() {
+    local dir=mnt/$1 number=0 sum tree
+    mkdir -p "$dir/files"
+    until [[ -e stop ]]; do
+        number=$((number + 1))
+        head -c $((RANDOM * 3 + 1)) /dev/urandom >"$dir/new"
+        sum=$(sha256sum <"$dir/new")
+        sync "$dir/new"
+        mv "$dir/new" "$dir/files/$number.${sum%% *}"
+        sync "$dir/files"
+        echo $number >"$dir/last.new"
+        sync "$dir/last.new"
+        mv "$dir/last.new" "$dir/last"
+        sync "$dir"
+        rm -f "$dir/files/$((number - kept))".*
+        tree=$dir/tree.$((number % 3))
+        rm -rf "$tree"
+        mkdir -p "$tree"/{a,b/c}
+        ln "$dir/files/$number".* "$tree/a/link"
+        cp "$dir/files/$number".* "$tree/b/c/holes"
+        fallocate -p -o 8192 -l 16384 "$tree/b/c/holes"
+        truncate -s 40K "$tree/b/c/holes"
+    done
+}
+# check_files DIR: those that must be there are, and every one has its content
+check_files() {
+    local last=0 number file sum
+    [[ ! -e $1/last ]] || last=$(cat "$1/last")
+    for ((number = last > kept ? last - kept + 1 : 1; number <= last; number++)); do
+        compgen -G "$1/files/$number.*" >/dev/null || fail "file $number is missing, and the last one is $last"
+    done
+    for file in "$1"/files/*; do
+        [[ -e $file ]] || continue
+        sum=$(sha256sum <"$file")
+        [[ ${file##*.} == "${sum%% *}" ]] || fail "$file has another content"
+    done
+    echo "$last"
+}
+
+consistent() { [[ $(tail -n +2 dst.img.drover/record | jq .consistent) == true ]]; }
+# cut_off NAME: the destination's image at some moment at which it was in sync
+cut_off() {
+    local try
+    for ((try = 0; try < 20; try++)); do
+        wait_for 60 phase_is in_sync
+        sleep $((RANDOM % 2)).$((RANDOM % 1000))
+        killed dst
+        if consistent; then
+            echo "cut at LSN $(replication applied)"
+            cp --sparse=always dst.img "$1"
+            serve dst dst.img role=destination
+            return
+        fi
+        serve dst dst.img role=destination
+    done
+    fail "it is hardly ever in sync"
+}
+
+# one_block_back TYPE BEFORE IMAGE: of the blocks of IMAGE that differ from those of BEFORE, one after the other is put
+# back, until the checker complains; those of file contents are left out, which are as good as random, and no checker's business
+one_block_back() {
+    local block tried=0
+    perl -MList::Util=shuffle -e 'srand shift; open A, "<", shift; open B, "<", shift;
+        for ($n = 0; read(A, $a, 4096) && read(B, $b, 4096); $n++) { push @changed, "$n\n" if $a ne $b && $b =~ tr/\0// > 100 }
+        print shuffle @changed' "$seed" "$2" "$3" >changed
+    while read -r block; do
+        tried=$((tried + 1))
+        dd if="$3" of=block bs=4096 skip="$block" count=1 status=none
+        dd if="$2" of="$3" bs=4096 skip="$block" seek="$block" count=1 conv=notrunc status=none
+        if ! check "$1" "$3" >/dev/null 2>&1; then
+            echo "a block of before is noticed: block $block, tried $tried of $(wc -l <changed)"
+            return
+        fi
+        dd if=block of="$3" bs=4096 seek="$block" conv=notrunc status=none
+    done < <(head -n 400 changed)
+    fail "the checker of $1 takes everything"
+}
+
+one_type() {
+    local type=$1 migration i writers=()
+    echo "# $type"
+    make "$type" src.img
+    mount_image "$type" src.img || fail "a new $type can't be mounted"
+    cp -r "$e2e_top"/{docs,common,migrator} mnt
+    umount mnt
+    cp --sparse=always src.img before.img
+
+    serve src src.img
+    serve dst dst.img role=destination "size=${size[$type]}"
+    migration=$(new_id)
+    prepare dst "$migration" 2
+    fuse_disk disk "nbd+unix:///?socket=$tmp/src.sock" || fail "nbdfuse"
+    mount_image "$type" disk
+    rm -f stop
+    for i in 1 2; do
+        background writer "writer$i"
+        writers+=("$pid")
+    done
+    replicate "$migration" 2
+    for ((i = 1; i <= cuts; i++)); do
+        cut_off "cut$i.img"
+    done
+    touch stop
+    wait "${writers[@]}" || fail "a writer has seen an error"
+    umount mnt
+    unfuse_disk disk
+    ctl "$tmp/src.ctl" cancel >/dev/null
+    stop src
+    stop dst
+
+    for ((i = 1; i <= cuts; i++)); do
+        mount_image "$type" "cut$i.img" || fail "cut $i can't be mounted"
+        echo "cut $i: files up to $(check_files mnt/writer1) and $(check_files mnt/writer2)"
+        umount mnt
+        check "$type" "cut$i.img" >fsck.log 2>&1 || fail "cut $i: $(cat fsck.log)"
+    done
+    one_block_back "$type" before.img "cut$cuts.img"
+    rm -rf -- *.img *.img.*
+}
+
+for type in ext4 xfs btrfs; do
+    if mountable $type; then
+        one_type $type
+        some=yes
+    else
+        echo "# $type: not in this kernel"
+    fi
+done
+[[ -n ${some-} ]] || skip "this kernel has none of the file systems"
