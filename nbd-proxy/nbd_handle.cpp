@@ -4,7 +4,6 @@
 #include "common/error.h"
 
 #include <algorithm>
-#include <fstream>
 #include <string_view>
 
 #include <netinet/in.h>
@@ -24,16 +23,12 @@ void set_option(int fd, int level, int option, int value) {
     setsockopt(fd, level, option, &value, sizeof value); // a tuning: no reason to fail
 }
 
-bool is_tcp(int fd) {
-    int family = 0;
-    socklen_t length = sizeof family;
-    return getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) == 0 &&
-           (family == AF_INET || family == AF_INET6);
-}
-
 // libnbd has no time-outs of its own: a dead peer is found by TCP.
 void watch_tcp(int fd, milliseconds timeout) {
-    if (timeout.count() <= 0) {
+    int family = 0;
+    socklen_t length = sizeof family;
+    if (getsockopt(fd, SOL_SOCKET, SO_DOMAIN, &family, &length) < 0 ||
+        (family != AF_INET && family != AF_INET6) || timeout.count() <= 0) {
         return;
     }
     const auto probe_s = static_cast<int>(std::clamp<int64_t>(timeout.count() / 4000, 1, 60));
@@ -42,24 +37,6 @@ void watch_tcp(int fd, milliseconds timeout) {
     set_option(fd, IPPROTO_TCP, TCP_KEEPIDLE, probe_s);
     set_option(fd, IPPROTO_TCP, TCP_KEEPINTVL, probe_s);
     set_option(fd, IPPROTO_TCP, TCP_KEEPCNT, 3);
-}
-
-// As large from the start as the kernel may make it by itself: a stream that is encrypted on its
-// way fills it faster than it grows, and waits for room in between. Never smaller than that.
-void enlarge_send_buffer(int fd) {
-    std::ifstream limits("/proc/sys/net/ipv4/tcp_wmem");
-    int least = 0, first = 0, most = 0;
-    if (!(limits >> least >> first >> most)) {
-        return;
-    }
-    const int half = most / 2; // the kernel doubles it
-    if (setsockopt(fd, SOL_SOCKET, SO_SNDBUFFORCE, &half, sizeof half) == 0) {
-        return;
-    }
-    int allowed = 0;
-    if (std::ifstream("/proc/sys/net/core/wmem_max") >> allowed && allowed >= half) {
-        set_option(fd, SOL_SOCKET, SO_SNDBUF, half);
-    }
 }
 
 } // namespace
@@ -126,10 +103,7 @@ NbdHandle connect_nbd(const NbdClientOptions& options, const std::string& name) 
         throw Error(
             ErrorKind::peer, fmt::format("cannot connect to {}: {}", name, libnbd_error()), EIO);
     }
-    if (const int fd = nbd_aio_get_fd(h); is_tcp(fd)) {
-        watch_tcp(fd, options.tcp_timeout);
-        enlarge_send_buffer(fd);
-    }
+    watch_tcp(nbd_aio_get_fd(h), options.tcp_timeout);
     return handle;
 }
 
