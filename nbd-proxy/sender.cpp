@@ -44,7 +44,7 @@ Sender::Sender(std::shared_ptr<Tracked> tracked,
                                                      tracked_->source.limits().frame_bytes,
                                                      tracked_->source.geometry().block_size),
                                                  registered_buffers)},
-      downtime_ms_(options_.downtime_ms) {
+      downtime_ms_(options_.downtime_ms), rate_(tracked_->source.limits().frame_bytes) {
     context_.plain = options_.plain;
     context_.pacer.set_rate(options_.max_bandwidth);
     context_.acknowledged = [this](bool in_sync) { acknowledged(in_sync); };
@@ -268,6 +268,7 @@ void Sender::open_session() {
 // Until a link ends: keeps the rates and the phase.
 void Sender::watch_links(const std::atomic<bool>& any_ended) {
     std::unique_lock lock(mutex_);
+    rate_.resume();
     for (auto next = std::chrono::steady_clock::now() + options_.tick; !any_ended && !ending_;) {
         const bool woken =
             stopping_.wait_until(lock, next, [&] { return any_ended || ending_ || came_in_sync_; });
@@ -364,6 +365,7 @@ void Sender::supervise() noexcept {
     try {
         keep_up();
     } catch (const std::exception& caught) {
+        tracked_->release_throttle();
         set_phase(Phase::failed, caught.what());
     }
 }
@@ -426,29 +428,19 @@ void Sender::measure(uint64_t now_us) {
         const std::lock_guard lock(tracked_->mutex);
         progress = tracked_->source.progress();
     }
-    const uint64_t left = progress.dirty_bytes + progress.lag_bytes;
-    Throttle::Load load{.left = left, .ready = phase_ == Phase::ready || progress.in_sync};
-    std::unique_lock lock(mutex_);
-    const uint64_t span_us = now_us - measured_us_;
-    const uint64_t made = progress.captured_bytes + progress.delta_bytes + progress.dirty_bytes;
-    if (measured_us_ != 0 && span_us > 0) {
-        // Only while there is more to send than the link takes does what it took say what it can
-        // take.
-        const uint64_t drained = (progress.acked_bytes - measured_acked_) * 1'000'000 / span_us;
-        const bool had_work = left * 1'000'000 > drain_rate_ * span_us;
-        if (had_work || drained > drain_rate_) {
-            drain_rate_ = drain_rate_ == 0 ? drained : (7 * drain_rate_ + drained) / 8;
-        }
-        const uint64_t written =
-            made > measured_made_ ? (made - measured_made_) * 1'000'000 / span_us : 0;
-        write_rate_ = (7 * write_rate_ + written) / 8;
+    const DrainRate::Totals totals{.acknowledged = progress.acked_bytes,
+                                   .made = progress.captured_bytes + progress.delta_bytes +
+                                           progress.dirty_bytes,
+                                   .zeroes = progress.zero_bytes,
+                                   .left = progress.dirty_bytes + progress.lag_bytes};
+    Throttle::Load load{.left = totals.left, .ready = phase_ == Phase::ready || progress.in_sync};
+    {
+        const std::lock_guard lock(mutex_);
+        rate_.tick(totals, now_us);
+        load.drain_rate = rate_.bytes_per_s();
+        load.write_rate = rate_.write_bytes_per_s();
+        load.stalled = rate_.stalled();
     }
-    measured_us_ = now_us;
-    measured_acked_ = progress.acked_bytes;
-    measured_made_ = made;
-    load.drain_rate = drain_rate_;
-    load.write_rate = write_rate_;
-    lock.unlock();
     tracked_->tick_throttle(load, now_us);
 }
 
@@ -462,7 +454,7 @@ Sender::Phase Sender::phase_of(const Source::Progress& progress) const {
         return Phase::in_sync;
     }
     const uint64_t left = progress.dirty_bytes + progress.lag_bytes;
-    const uint64_t budget = drain_rate_ * downtime_ms_ / 1000;
+    const uint64_t budget = rate_.bytes_per_s() * downtime_ms_ / 1000;
     const bool was_ready = phase != Phase::bulk;
     // Ready stays ready up to twice the budget, or it would come and go with every burst.
     return left <= (was_ready ? 2 * budget : budget) && (budget > 0 || left == 0) ? Phase::ready
@@ -499,8 +491,8 @@ Sender::Status Sender::status() const {
     status.phase = phase_of(status.progress);
     status.error = error_;
     status.sent_bytes = context_.sent_bytes;
-    status.drain_rate = drain_rate_;
-    status.write_rate = write_rate_;
+    status.drain_rate = rate_.bytes_per_s();
+    status.write_rate = rate_.write_bytes_per_s();
     status.elapsed_ms = (now_us - started_us_) / 1000;
     status.lag_ms = status.progress.oldest_us == 0 || status.progress.oldest_us > now_us
                         ? 0
@@ -508,8 +500,8 @@ Sender::Status Sender::status() const {
     const uint64_t left = status.progress.dirty_bytes + status.progress.lag_bytes;
     if (left == 0) {
         status.eta_ms = 0;
-    } else if (drain_rate_ > write_rate_) {
-        status.eta_ms = left * 1000 / (drain_rate_ - write_rate_);
+    } else if (status.drain_rate > status.write_rate) {
+        status.eta_ms = left * 1000 / (status.drain_rate - status.write_rate);
     }
     status.connections = static_cast<unsigned>(links_.size());
     status.tls = tls_;

@@ -3,6 +3,7 @@
 // the other while that helps, runs the links, and measures how it goes.
 #pragma once
 
+#include "nbd-proxy/core/drain_rate.h"
 #include "nbd-proxy/link.h"
 
 #include <chrono>
@@ -100,12 +101,11 @@ private:
     std::array<std::byte, 16> instance_{}; // the destination's process in the last session
     bool had_session_ = false;
 
-    mutable std::mutex mutex_; // links_, error_, tls_, rates. Before tracked_->mutex
+    mutable std::mutex mutex_; // links_, error_, tls_, rate_. Before tracked_->mutex
     std::vector<std::unique_ptr<Link>> links_;
     std::string error_;
     bool tls_ = false;
-    uint64_t measured_us_ = 0, measured_acked_ = 0, measured_made_ = 0;
-    uint64_t drain_rate_ = 0, write_rate_ = 0;
+    DrainRate rate_;
     bool came_in_sync_ = false; // and the phase does not say so yet
 
     std::atomic<bool> started_{false}, ending_{false};

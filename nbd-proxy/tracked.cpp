@@ -37,12 +37,16 @@ void Tracked::pace(Throttle::ClientId client, Extent where) {
     }
     Lock lock(mutex);
     const uint64_t start_us = monotonic_us();
-    const uint64_t delay_us =
-        throttle.delay_us(client, where.offset, source.new_work(where), start_us);
-    if (delay_us != 0) {
+    Throttle::Wait wait;
+    try {
+        wait = throttle.wait_for(client, where.offset, source.new_work(where), start_us);
+    } catch (const std::bad_alloc&) {
+        // Then it does not wait.
+    }
+    if (wait.us != 0) {
         unthrottled_.wait_for(
-            lock, std::chrono::microseconds(delay_us), [&] { return !throttle.active(); });
-        throttle.waited(client, monotonic_us() - start_us);
+            lock, std::chrono::microseconds(wait.us), [&] { return !throttle.active(); });
+        throttle.waited(client, wait, monotonic_us() - start_us);
     }
 }
 
@@ -55,7 +59,11 @@ void Tracked::release_throttle() {
 
 void Tracked::tick_throttle(const Throttle::Load& load, uint64_t now_us) {
     const std::lock_guard lock(mutex);
-    throttle.tick(load, now_us);
+    try {
+        throttle.tick(load, now_us);
+    } catch (const std::bad_alloc&) {
+        throttle.release();
+    }
     throttling_ = throttle.active();
     if (!throttle.active()) {
         unthrottled_.notify_all();

@@ -2,6 +2,7 @@
 #include "nbd-proxy/core/throttle.h"
 
 #include <algorithm>
+#include <new>
 #include <utility>
 
 namespace drover {
@@ -12,6 +13,10 @@ constexpr unsigned behind_for = 5, calm_for = 20;
 constexpr unsigned delay_every = 10; // ticks between two looks at the longest delay
 constexpr unsigned half_life = 20;   // of what regions made
 constexpr unsigned forgotten_after = 100;
+// Looks in which the longest waits did not help: then they only hurt (few, large writes), and are
+// tried again after a while.
+constexpr unsigned in_vain_for = 10;
+constexpr uint64_t rest_us = 30'000'000;
 // Of the drain rate, in percent: what new work may take of it. The rest is what the backlog shrinks
 // by; when there is none, it is margin.
 constexpr uint64_t too_much = 90, share_behind = 80, share_ready = 90;
@@ -39,13 +44,13 @@ bool Throttle::is_hot(const Client& client, uint64_t made_there) {
     return used == 0 || made_there * used * 2 >= sum;
 }
 
-uint64_t Throttle::delay_us(ClientId id, uint64_t offset, uint64_t work, uint64_t now_us) {
+Throttle::Wait Throttle::wait_for(ClientId id, uint64_t offset, uint64_t work, uint64_t now_us) {
     if (!active_ || work == 0) {
-        return 0;
+        return {};
     }
     Client& client = clients_[id];
     if (client.share == unbounded) {
-        return 0;
+        return {};
     }
     client.credit_at_us = std::max(client.credit_at_us + burst_us, now_us) - burst_us;
     uint64_t wait_us = client.credit_at_us - std::min(client.credit_at_us, now_us);
@@ -55,48 +60,63 @@ uint64_t Throttle::delay_us(ClientId id, uint64_t offset, uint64_t work, uint64_
     if (!is_hot(client, region(client, offset))) {
         wait_us -= std::min(wait_us, longest_us_);
     }
-    const bool briefly = client.waiting >= limits_.long_waits;
-    wait_us = std::min(wait_us, briefly ? longest_us_ / limits_.long_waits : longest_us_);
-    if (wait_us != 0) {
+    const uint64_t brief_us = longest_us_ / limits_.long_waits;
+    const bool briefly = client.waiting_long >= limits_.long_waits;
+    const Wait wait{std::min(wait_us, briefly ? brief_us : longest_us_),
+                    !briefly && wait_us > brief_us};
+    if (wait.us != 0) {
         client.was_slowed = true;
         ++client.waiting;
+        client.waiting_long += wait.is_long ? 1 : 0;
         ++client.delayed_writes;
     }
-    return wait_us;
+    return wait;
 }
 
-void Throttle::waited(ClientId id, uint64_t us) {
-    Client& client = clients_[id];
-    client.waiting -= client.waiting != 0 ? 1 : 0;
+// Who waits is not forgotten meanwhile: measure_clients.
+void Throttle::waited(ClientId id, Wait wait, uint64_t us) {
+    Client& client = clients_.at(id);
+    --client.waiting;
+    client.waiting_long -= wait.is_long ? 1 : 0;
     client.delayed_us += us;
 }
 
-void Throttle::wrote(ClientId id, uint64_t offset, uint64_t work) {
-    if (work != 0) {
+void Throttle::wrote(ClientId id, uint64_t offset, uint64_t work) noexcept {
+    if (work == 0) {
+        return;
+    }
+    try {
         Client& client = clients_[id];
         client.made += work;
         region(client, offset) += work;
+    } catch (const std::bad_alloc&) {
+        // The write is done, and must not fail for this.
     }
 }
 
 void Throttle::tick(const Load& load, uint64_t now_us) {
     measure_clients(now_us);
+    if (load.stalled) {
+        release();
+        return;
+    }
     if (!active_) {
         const bool behind = !load.ready && load.drain_rate > 0 &&
                             load.write_rate > percent(load.drain_rate, too_much);
         behind_ticks_ = behind ? behind_ticks_ + 1 : 0;
-        if (behind_ticks_ < behind_for) {
+        if (behind_ticks_ < behind_for || now_us < rests_until_us_) {
             return;
         }
         active_ = true;
-        calm_ticks_ = ticks_ = 0;
+        calm_ticks_ = in_vain_ = 0;
+        ticks_ = 1; // the delay is looked at some ticks from now
         longest_us_ = limits_.first_delay_us;
         left_before_ = load.left;
     }
     limit_ =
         std::max<uint64_t>(percent(load.drain_rate, load.ready ? share_ready : share_behind), 1);
     share_out();
-    adapt_delay(load);
+    adapt_delay(load, now_us);
     const bool slowed = std::any_of(
         clients_.begin(), clients_.end(), [](const auto& each) { return each.second.was_slowed; });
     for (auto& [id, client] : clients_) {
@@ -114,7 +134,8 @@ void Throttle::measure_clients(uint64_t now_us) {
     for (auto it = clients_.begin(); it != clients_.end();) {
         Client& client = it->second;
         const uint64_t made = std::exchange(client.made, 0);
-        client.rate = (3 * client.rate + made * 1'000'000 / std::max<uint64_t>(span_us, 1)) / 4;
+        const uint64_t rate = made * 1'000'000 / std::max<uint64_t>(span_us, 1);
+        client.rate = (3 * client.rate + rate) / 4;
         client.quiet_ticks = made != 0 || client.waiting != 0 ? 0 : client.quiet_ticks + 1;
         if (client.quiet_ticks > forgotten_after) {
             it = clients_.erase(it);
@@ -150,16 +171,21 @@ void Throttle::share_out() {
     }
 }
 
-void Throttle::adapt_delay(const Load& load) {
-    if (ticks_ % delay_every != 0) {
-        return;
+void Throttle::adapt_delay(const Load& load, uint64_t now_us) {
+    if (load.ready) {
+        longest_us_ = limits_.first_delay_us; // a pause of the guest waits for its writes
+        in_vain_ = 0;
+    } else if (ticks_ % delay_every == 0) {
+        const bool grew = load.left >= left_before_;
+        in_vain_ = grew && longest_us_ == limits_.last_delay_us ? in_vain_ + 1 : 0;
+        longest_us_ = grew ? std::min(2 * longest_us_, limits_.last_delay_us)
+                           : std::max(longest_us_ / 2, limits_.first_delay_us);
+        left_before_ = load.left;
     }
-    if (!load.ready && load.left >= left_before_) {
-        longest_us_ = std::min(2 * longest_us_, limits_.last_delay_us);
-    } else {
-        longest_us_ = std::max(longest_us_ / 2, limits_.first_delay_us);
+    if (in_vain_ >= in_vain_for) {
+        rests_until_us_ = now_us + rest_us;
+        release();
     }
-    left_before_ = load.left;
 }
 
 void Throttle::release() {

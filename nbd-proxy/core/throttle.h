@@ -40,6 +40,7 @@ public:
         uint64_t write_rate = 0;
         uint64_t left = 0; // bytes that are still to be acknowledged
         bool ready = false;
+        bool stalled = false; // nothing is acknowledged at all: nobody waits for that
     };
     struct ClientStatus {
         ClientId client = 0;
@@ -52,12 +53,16 @@ public:
     explicit Throttle(Limits limits) : limits_(limits) {}
 
     // --- writes
+    struct Wait {
+        uint64_t us = 0;
+        bool is_long = false; // one of long_waits
+    };
     // Before a write that will make `work` bytes of new work, and before it takes any
-    // lock: how long it waits. If that is not 0, say when it has.
-    uint64_t delay_us(ClientId client, uint64_t offset, uint64_t work, uint64_t now_us);
-    void waited(ClientId client, uint64_t us);
-    // It was done, and made so much.
-    void wrote(ClientId client, uint64_t offset, uint64_t work);
+    // lock: how long it waits. If that is not 0, say when it has, and how long it was.
+    Wait wait_for(ClientId client, uint64_t offset, uint64_t work, uint64_t now_us);
+    void waited(ClientId client, Wait wait, uint64_t us);
+    // It was done, and made so much. Not accounted for where there is no memory to.
+    void wrote(ClientId client, uint64_t offset, uint64_t work) noexcept;
 
     // --- control
     void tick(const Load& load, uint64_t now_us);
@@ -80,7 +85,7 @@ private:
         uint64_t rate = 0;
         uint64_t share = unbounded;
         uint64_t credit_at_us = 0; // from when on what it has made is within its share
-        unsigned waiting = 0;
+        unsigned waiting = 0, waiting_long = 0;
         bool was_slowed = false; // since the last tick
         unsigned quiet_ticks = 0;
         Regions regions{}; // what each made, halved every half-life
@@ -91,7 +96,7 @@ private:
     static bool is_hot(const Client& client, uint64_t made_there);
     void measure_clients(uint64_t now_us);
     void share_out();
-    void adapt_delay(const Load& load);
+    void adapt_delay(const Load& load, uint64_t now_us);
 
     Limits limits_;
     std::map<ClientId, Client> clients_;
@@ -100,6 +105,8 @@ private:
     uint64_t longest_us_ = limits_.first_delay_us;
     unsigned behind_ticks_ = 0, calm_ticks_ = 0, ticks_ = 0;
     uint64_t left_before_ = 0; // when the delay was last looked at
+    unsigned in_vain_ = 0;     // looks at the longest delay that there is, and it still grew
+    uint64_t rests_until_us_ = 0;
     uint64_t ticked_us_ = 0;
 };
 

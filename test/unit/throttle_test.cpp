@@ -29,7 +29,11 @@ struct Model {
         double hot_share = 0; // of its writes that go to region 0
         uint64_t owed = 0;    // bytes that it would have written by now
         uint64_t written = 0, waits = 0, cold_writes = 0, cold_waits = 0;
-        std::vector<uint64_t> busy_until; // writes that wait
+        struct Waiting {
+            uint64_t until;
+            Throttle::Wait wait;
+        };
+        std::vector<Waiting> waiting = {};
     };
 
     void add(Writer writer) {
@@ -40,14 +44,13 @@ struct Model {
     void write(Writer& writer) {
         const bool hot = std::bernoulli_distribution(writer.hot_share)(random);
         const uint64_t offset = hot ? 0 : random() % writer.regions * MiB;
-        const uint64_t delay = throttle.delay_us(writer.id, offset, write_bytes, now_us);
-        writer.waits += delay != 0;
+        const Throttle::Wait wait = throttle.wait_for(writer.id, offset, write_bytes, now_us);
+        writer.waits += wait.us != 0;
         writer.cold_writes += !hot;
-        writer.cold_waits += !hot && delay != 0;
-        longest_us = std::max(longest_us, delay);
-        if (delay != 0) {
-            throttle.waited(writer.id, delay); // the model has no use for how many wait at once
-            writer.busy_until.push_back(now_us + delay);
+        writer.cold_waits += !hot && wait.us != 0;
+        longest_us = std::max(longest_us, wait.us);
+        if (wait.us != 0) {
+            writer.waiting.push_back({now_us + wait.us, wait});
         }
         throttle.wrote(writer.id, offset, write_bytes);
         writer.owed -= write_bytes;
@@ -60,9 +63,15 @@ struct Model {
              now_us += 1000) {
             const uint64_t before = total_written();
             for (Writer& writer : writers) {
-                std::erase_if(writer.busy_until, [&](uint64_t until) { return until <= now_us; });
+                std::erase_if(writer.waiting, [&](const Writer::Waiting& each) {
+                    const bool over = each.until <= now_us;
+                    if (over) {
+                        throttle.waited(writer.id, each.wait, each.wait.us);
+                    }
+                    return over;
+                });
                 writer.owed = std::min<uint64_t>(writer.owed + writer.rate / 1000, MiB);
-                while (writer.owed >= write_bytes && writer.busy_until.size() < writer.depth) {
+                while (writer.owed >= write_bytes && writer.waiting.size() < writer.depth) {
                     write(writer);
                 }
             }
@@ -70,7 +79,8 @@ struct Model {
             left -= std::min(left, drain_rate / 1000);
             if (now_us % tick_us == 0) {
                 write_rate = (7 * write_rate + std::exchange(made, 0) * 10) / 8;
-                throttle.tick({drain_rate, write_rate, left, left < drain_rate / 4}, now_us);
+                throttle.tick({drain_rate, write_rate, left, left < drain_rate / 4, stalled},
+                              now_us);
             }
         }
     }
@@ -85,6 +95,7 @@ struct Model {
     Throttle throttle;
     uint64_t drain_rate, left;
     std::vector<Writer> writers;
+    bool stalled = false;
     uint64_t now_us = 1'000'000, made = 0, write_rate = 0, longest_us = 0;
     std::minstd_rand random{7};
 };
@@ -115,13 +126,63 @@ TEST_CASE("throttle: a writer that asks for more than the link gets most of it, 
     CHECK(model.throttle.clients().at(0).delayed_writes > 0);
 }
 
-TEST_CASE("throttle: with little in the backlog a write waits no longer than the first limit") {
-    Model model(10 * MiB);
-    model.add({.rate = 11 * MiB});
-    model.run(60);
+TEST_CASE(
+    "throttle: a write waits no longer than the limit, which grows while that does not help") {
+    Throttle throttle;
+    uint64_t now_us = 0, left = 100 * MiB;
+    const auto tick = [&](unsigned times, bool ready = false) {
+        for (; times > 0; --times) {
+            throttle.wrote(1, 0, MiB);
+            if (const auto wait = throttle.wait_for(1, 0, MiB, now_us); wait.us != 0) {
+                throttle.waited(1, wait, wait.us);
+            }
+            now_us += tick_us;
+            throttle.tick({MiB, 10 * MiB, left += MiB, ready}, now_us);
+        }
+    };
+    tick(5);
+    REQUIRE(throttle.active());
+    CHECK(throttle.longest_delay_us() == 50'000);
+    tick(10);
+    CHECK(throttle.longest_delay_us() == 100'000);
+    SUBCASE("up to the last one; where that does not help either it is given up for a while") {
+        tick(40);
+        CHECK(throttle.longest_delay_us() == 1'000'000);
+        tick(90);
+        CHECK(throttle.active());
+        tick(20);
+        CHECK_FALSE(throttle.active());
+        tick(200);
+        CHECK_FALSE(throttle.active());
+        tick(100);
+        CHECK(throttle.active());
+    }
+    SUBCASE("once ready the first one counts again: a pause of the guest waits for its writes") {
+        tick(20);
+        tick(1, true);
+        CHECK(throttle.longest_delay_us() == 50'000);
+    }
+    SUBCASE("while it helps it goes back") {
+        left = 0;
+        tick(10);
+        CHECK(throttle.longest_delay_us() == 50'000);
+    }
+}
+
+TEST_CASE("throttle: nobody waits for a link that has fallen silent") {
+    Model model(10 * MiB, 20 * MiB);
+    model.add({.rate = 80 * MiB});
+    model.run(10);
+    REQUIRE(model.throttle.active());
+    model.stalled = true;
+    model.run(1);
+    CHECK_FALSE(model.throttle.active());
+    const uint64_t before = model.writers[0].waits;
+    model.run(30);
+    CHECK(model.writers[0].waits == before);
+    model.stalled = false;
+    model.run(2);
     CHECK(model.throttle.active());
-    CHECK(model.longest_us > 0);
-    CHECK(model.longest_us <= 50'000);
 }
 
 TEST_CASE("throttle: a client that writes little does not wait for another that writes much") {
@@ -174,13 +235,13 @@ TEST_CASE("throttle: only so many writes of a client wait long") {
     REQUIRE(throttle.active());
     std::vector<uint64_t> delays;
     for (unsigned i = 0; i < 100; ++i) {
-        delays.push_back(throttle.delay_us(1, 0, 64 * KiB, 10 * tick_us));
+        delays.push_back(throttle.wait_for(1, 0, 64 * KiB, 10 * tick_us).us);
     }
     const uint64_t longest = throttle.longest_delay_us();
     CHECK(std::count(delays.begin(), delays.end(), longest) <= 12);
     CHECK(delays.back() == longest / 12);
-    CHECK(throttle.delay_us(1, 0, 0, 10 * tick_us) == 0);   // what makes no work never waits
-    CHECK(throttle.delay_us(2, 0, MiB, 10 * tick_us) == 0); // nor who was not seen to make any
+    CHECK(throttle.wait_for(1, 0, 0, 10 * tick_us).us == 0);   // what makes no work never waits
+    CHECK(throttle.wait_for(2, 0, MiB, 10 * tick_us).us == 0); // nor who was not seen to make any
 }
 
 TEST_CASE("throttle: it ends when told, and by itself once nobody asks for too much") {
@@ -191,7 +252,7 @@ TEST_CASE("throttle: it ends when told, and by itself once nobody asks for too m
     SUBCASE("released") {
         model.throttle.release();
         CHECK_FALSE(model.throttle.active());
-        CHECK(model.throttle.delay_us(1, 0, MiB, model.now_us) == 0);
+        CHECK(model.throttle.wait_for(1, 0, MiB, model.now_us).us == 0);
         model.run(5); // and the writer is as greedy as before
         CHECK(model.throttle.active());
     }
