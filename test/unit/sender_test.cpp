@@ -125,7 +125,7 @@ public:
              "can_fua=echo native",
              "flush=exit 0",
              "thread_model=echo parallel",
-             fmt::format("pread=dd if={} bs=1 skip=$4 count=$3 status=none", state),
+             fmt::format("pread=head -c $3 {}", state),
              "pwrite=cat >/dev/null"});
     }
     void stop() { server_.stop(SIGKILL); }
