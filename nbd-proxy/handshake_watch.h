@@ -4,12 +4,18 @@
 // reaches the port can begin one, without any key.
 #pragma once
 
+#include "common/unique_fd.h"
+
 #include <chrono>
 #include <condition_variable>
 #include <map>
+#include <memory>
 #include <mutex>
+#include <set>
 #include <string>
 #include <thread>
+
+#include <dirent.h>
 
 namespace drover {
 
@@ -27,9 +33,18 @@ public:
 
 private:
     using Clock = std::chrono::steady_clock;
-    void run();
+    struct CloseDirectory {
+        void operator()(DIR* directory) const noexcept { ::closedir(directory); }
+    };
+    void run() noexcept;
+    void look();
+    // False if it could not look at every descriptor.
+    bool shut_down(const std::set<std::string>& peers);
 
     const std::chrono::milliseconds limit_;
+    // All that a look takes: there may be no other descriptor when it is needed most.
+    const std::unique_ptr<DIR, CloseDirectory> descriptors_; // /proc/self/fd
+    UniqueFd look_; // another of whatever is being looked at; of that folder in between
     std::mutex mutex_;
     std::condition_variable changed_;
     std::map<std::string, Clock::time_point> waiting_; // until when

@@ -23,15 +23,7 @@ profile = "small|large"
 TOML
 printf '#!/bin/sh\ntouch "%s/was-started"\n' "$tmp" >started
 chmod +x started
-cat >at <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x at
-DROVER_REMOTE=$(command -v drover)
-export DROVER_REMOTE
+ways_to_sites "$tmp/at"
 
 # ---- the peer: an agent at b, and what it is asked
 

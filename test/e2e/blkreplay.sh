@@ -54,11 +54,12 @@ tags() {
 }
 
 echo "# while the disk moves"
-replay replay.log 40 &
+# Half a minute, which is far more than the move takes.
+replay replay.log 10 &
 replay=$!
 on_exit e2e_kill $replay
 allocated() { (($(stat -c %b a/images/disk.img) * 512 >= $1)); }
-wait_for 30 allocated 20000000
+wait_for 60 allocated 20000000
 # Slow enough that much is written while it goes on.
 expect 0 drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --max-bandwidth 20M --json
 report=$(jq -c 'select(.event == "report") | {downtime_ms} + (.disks[0] | {captured_bytes, delta_bytes})' out)
@@ -73,13 +74,14 @@ echo "$report"
 echo "# it finds what was changed behind its back, in the image at the destination"
 tags b/images/vm1/root.img >before
 written() { [[ $(tags b/images/vm1/root.img | grep -cxFf before) == 0 ]]; }
-replay replay.log 100 &
+replay replay.log 20 &
 replay=$!
 on_exit e2e_kill $replay
-wait_for 30 written
+wait_for 60 written
 for sector in $(cat victims); do
     head -c 512 /dev/urandom | dd of=b/images/vm1/root.img bs=512 seek="$sector" conv=notrunc status=none
 done
+! eventually_gone $replay || fail "it had ended before the sectors were changed"
 wait $replay || fail "blkreplay: $(tail -n 20 replay.log)"
 [[ $(found replay.log) == "5+0 0" ]] || fail "it has found other than the five sectors: $(found replay.log)"
 

@@ -10,7 +10,7 @@ source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh
 source "$e2e_top/test/e2e/stream-functions.sh"
 PATH+=:/usr/sbin:/sbin
-requires drover nbdkit jq perl mkfs.ext4 e2fsck mkfs.xfs xfs_repair mkfs.btrfs btrfs
+requires drover nbdkit jq perl findmnt mkfs.ext4 e2fsck mkfs.xfs xfs_repair mkfs.btrfs btrfs
 requires_fuse
 
 seed=${DROVER_SEED:-$(date +%Y%m%d)}
@@ -38,10 +38,13 @@ check() {
     esac
 }
 mountable() { grep -qw "$1" /proc/filesystems || modprobe -q "$1"; }
-mount_image() {
-    # It remembers images that were mounted before, and takes no older one of the same disk.
-    [[ $1 != btrfs ]] || btrfs device scan --forget
-    mount -t "$1" -o loop "$2" mnt
+mount_image() { mount -t "$1" -o loop "$2" mnt; }
+unmount_image() {
+    local device
+    device=$(findmnt -nvo SOURCE mnt)
+    umount mnt
+    # It remembers what was mounted, and takes no older image of the same disk after that.
+    [[ $1 != btrfs ]] || btrfs device scan --forget "$device"
 }
 mkdir mnt
 on_exit e2e_unmount "$tmp/mnt"
@@ -89,17 +92,32 @@ check_files() {
 }
 
 consistent() { [[ $(tail -n +2 dst.img.drover/record | jq .consistent) == true ]]; }
+generation=1
+start_stream() {
+    local migration
+    migration=$(new_id)
+    generation=$((generation + 1))
+    prepare dst "$migration" $generation
+    replicate "$migration" $generation
+}
+in_sync_or_failed() { phase_is in_sync || phase_is failed; }
 # cut_off NAME: the destination's image at some moment at which it was in sync
 cut_off() {
-    local try
-    for ((try = 0; try < 20; try++)); do
-        wait_for 60 phase_is in_sync
+    local end=$((SECONDS + 120)) lsn
+    while ((SECONDS < end)); do
+        wait_for 60 in_sync_or_failed
+        if phase_is failed; then # the destination was away for too long
+            ctl "$tmp/src.ctl" cancel >/dev/null
+            start_stream
+            continue
+        fi
         sleep $((RANDOM % 2)).$((RANDOM % 1000))
         killed dst
-        if consistent; then
-            echo "cut at LSN $(replication applied)"
-            cp --sparse=always dst.img "$1"
+        lsn=$(replication applied)
+        # The source waits for 30 s until the destination is there again.
+        if consistent && timeout 20 cp --reflink=auto --sparse=always dst.img "$1"; then
             serve dst dst.img role=destination
+            echo "cut at LSN $lsn"
             return
         fi
         serve dst dst.img role=destination
@@ -128,18 +146,16 @@ one_block_back() {
 }
 
 one_type() {
-    local type=$1 migration i writers=()
+    local type=$1 i writers=()
     echo "# $type"
     make "$type" src.img
     mount_image "$type" src.img || fail "a new $type can't be mounted"
     cp -r "$e2e_top"/{docs,common,migrator} mnt
-    umount mnt
+    unmount_image "$type"
     cp --sparse=always src.img before.img
 
     serve src src.img
     serve dst dst.img role=destination "size=${size[$type]}"
-    migration=$(new_id)
-    prepare dst "$migration" 2
     fuse_disk disk "nbd+unix:///?socket=$tmp/src.sock" || fail "nbdfuse"
     mount_image "$type" disk
     rm -f stop
@@ -147,13 +163,15 @@ one_type() {
         background writer "writer$i"
         writers+=("$pid")
     done
-    replicate "$migration" 2
+    start_stream
     for ((i = 1; i <= cuts; i++)); do
         cut_off "cut$i.img"
     done
     touch stop
-    wait "${writers[@]}" || fail "a writer has seen an error"
-    umount mnt
+    for i in "${writers[@]}"; do
+        wait "$i" || fail "a writer has seen an error"
+    done
+    unmount_image "$type"
     unfuse_disk disk
     ctl "$tmp/src.ctl" cancel >/dev/null
     stop src
@@ -162,7 +180,7 @@ one_type() {
     for ((i = 1; i <= cuts; i++)); do
         mount_image "$type" "cut$i.img" || fail "cut $i can't be mounted"
         echo "cut $i: files up to $(check_files mnt/writer1) and $(check_files mnt/writer2)"
-        umount mnt
+        unmount_image "$type"
         check "$type" "cut$i.img" >fsck.log 2>&1 || fail "cut $i: $(cat fsck.log)"
     done
     one_block_back "$type" before.img "cut$cuts.img"

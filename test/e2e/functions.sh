@@ -171,7 +171,8 @@ SH
 }
 
 # nbdfuse ends when its file is unmounted; one that was killed leaves it mounted.
-e2e_unmount() { ! mountpoint -q "$1" || umount -l "$1"; }
+# Tried whatever `mountpoint` says: it finds none where a file system's disk has gone first.
+e2e_unmount() { umount -l "$1" 2>/dev/null || true; }
 
 declare -A e2e_fuse_pid
 fuse_disk() {

@@ -13,15 +13,7 @@ ulimit -S -n 1024
 
 site a 'listen = "127.0.0.1"' 'ports = "21869-21879"'
 site b 'listen = "127.0.0.1"' 'ports = "21889-21899"'
-cat >"$tmp/at" <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x "$tmp/at"
-export DROVER_REMOTE
-DROVER_REMOTE=$(command -v drover)
+ways_to_sites "$tmp/at"
 
 size=$((24 * 1024 * 1024))
 secret=not-for-strangers
@@ -37,6 +29,7 @@ port() { jq .port "$tmp/$1/run/vm1/root.json"; }
 process() { jq .pid "$tmp/$1/run/vm1/root.json"; }
 descriptors() { find "/proc/$(process "$1")/fd" -mindepth 1 -maxdepth 1 2>/dev/null | wc -l; }
 uuid=$(status a .uuid)
+(($(descriptors a) > 0)) || skip "/proc/PID/fd of another process can't be read here"
 
 # learns COMMAND...: a stranger's try. It must fail, and have said nothing of the disk.
 learns() {
@@ -87,11 +80,11 @@ echo "# a disk that is served and goes nowhere"
 strangers "$(port a)" || fail "a stranger got in at the source"
 
 echo "# while it moves"
-drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach --max-bandwidth 256K >migrate.out 2>&1 &
+drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach --max-bandwidth 64K >migrate.out 2>&1 &
 migrate=$!
 on_exit e2e_kill $migrate
 copies() { [[ $(status a .replication.phase 2>/dev/null) == bulk ]] && (($(status b .replica.received_bytes) > 0)); }
-wait_for 30 copies
+wait_for 60 copies
 strangers "$(port a)" || fail "a stranger got in at the source"
 strangers "$(port b)" || fail "a stranger got in at the destination"
 
@@ -133,6 +126,7 @@ crowd() {
 }
 declare -A before
 crowd=()
+crowd_came=$SECONDS
 for side in a b; do
     before[$side]=$(descriptors $side)
     crowd "$(port $side)" "$tmp/crowd.$side" 2>"crowd.$side.err" &
@@ -142,17 +136,19 @@ done
 is_crowded() { [[ -s crowd.$1 ]] && (($(descriptors "$1") >= before[$1] + 1000)); }
 wait_for 60 is_crowded a
 wait_for 60 is_crowded b
-kill -0 "${crowd[@]}" || fail "the crowd has gone"
 uri="nbd+unix:///?socket=$tmp/a/run/vm1/root.sock"
 qemu-io -f raw -c 'write -P 0x5a 1M 64k' -c flush "$uri" | grep -q 'wrote 65536' || fail "the client waits for strangers"
 drover ctl vm1/root set '{"max_bandwidth":0}' >/dev/null
 wait $migrate || fail "the migration: $(cat migrate.out)"
 [[ $(status a .role) == fenced && $(status b .role) == owner ]] || fail "roles"
-is_crowded a && is_crowded b || fail "the crowd has gone before the end"
+# They are sent away after a minute, which a slow machine may have taken.
+if ((SECONDS - crowd_came < 50)); then
+    is_crowded a && is_crowded b || fail "the crowd has gone before the end"
+fi
 strangers "$(port b)" || fail "a stranger got in at the new owner"
 
 echo "# and they leave nothing behind"
-kill "${crowd[@]}"
+kill "${crowd[@]}" 2>/dev/null || true # one whose connections were ended has ended itself
 is_alone() { (($(descriptors "$1") <= before[$1])); }
 wait_for 30 is_alone a
 wait_for 30 is_alone b

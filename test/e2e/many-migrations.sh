@@ -50,6 +50,8 @@ processes() {
     echo $count
 }
 
+(($(processes) > 0)) || skip "/proc/PID/environ of another process can't be read here"
+
 # not_more WHAT BEFORE AFTER [TOLERANCE]
 not_more() {
     echo "  $1: $2, then $3"

@@ -9,15 +9,7 @@ requires drover nbdkit jq setpriv socat perl
 
 site a 'listen = "127.0.0.1"' 'ports = "22340-22359"'
 site b 'listen = "127.0.0.1"' 'ports = "22360-22379"'
-cat >at <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x at
-DROVER_REMOTE=$(command -v drover)
-export DROVER_REMOTE
+ways_to_sites "$tmp/at"
 umask 022 # nothing may hang on a stricter one
 
 # Command lines and environments of all that this test has started, for as long as it runs.
@@ -56,9 +48,10 @@ echo "# modes, while there are keys and tokens"
 modes() {
     local wrong
     # The sockets' folders may be entered: the hypervisor need not be root's. These two have no secret.
-    wrong=$(find a/state b/state \( -type f ! -perm 0600 \) -o \( -type d ! -path '*/state' ! -perm 0700 \))
+    # What is written anew comes by way of a .tmp, which may go away while find looks.
+    wrong=$(find a/state b/state \( -type f ! -perm 0600 \) -o \( -type d ! -path '*/state' ! -perm 0700 \) || true)
     [[ -z $wrong ]] || fail "$1: modes of $(stat -c '%a %n' $wrong)"
-    wrong=$(find a/run b/run \( -type f -o -type s \) ! -perm 0600 ! -name '*.json' ! -name .gnutls.conf)
+    wrong=$(find a/run b/run \( -type f -o -type s \) ! -perm 0600 ! -name '*.json' ! -name .gnutls.conf || true)
     [[ -z $wrong ]] || fail "$1: modes of $(stat -c '%a %n' $wrong)"
 }
 for step in source.fence destination.promote; do

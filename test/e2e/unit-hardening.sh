@@ -51,15 +51,7 @@ confined() { TRACE=$tmp/trace.$1 unshare -m --propagation slave "$tmp/confined" 
 
 site a 'listen = "127.0.0.1"' 'ports = "22380-22399"' "socket-group = \"$(id -gn nobody)\""
 site b 'listen = "127.0.0.1"' 'ports = "22400-22419"'
-cat >at <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x at
-DROVER_REMOTE=$(command -v drover)
-export DROVER_REMOTE
+ways_to_sites "$tmp/at"
 
 # An image of another user, in a folder that is closed to others, and a block device if one can be had.
 site a

@@ -205,7 +205,8 @@ TEST_CASE("applier: a source that leaves a frame out for ever does not take memo
         applier.finished(frame(1, first, 1, 0));
     }
     CHECK(first == 2 * Applier::most_ahead + 3);
-    // What is missing may still come, and then there is room again.
+    CHECK(admit(applier, frame(1, first, 1, 0)) == wait);
+    // What is missing comes, and then there is room again.
     run(applier, frame(1, 1, 2, 0));
     CHECK((applier.applied() == Lsn(3)));
     run(applier, frame(1, first, 1, 0));
