@@ -89,9 +89,10 @@ void check_psk_user(std::string_view user) {
     }
 }
 
-// The lines of the key file but those of the user. GnuTLS reads it, so its format is not ours, and
-// has no checksum.
-std::string lines_without(const std::string& path, std::string_view content, std::string_view user) {
+// The lines of the key file but those of a user that is not to have one any more. GnuTLS reads it,
+// so its format is not ours, and has no checksum.
+template <typename IsGone>
+std::string lines_without(const std::string& path, std::string_view content, IsGone is_gone) {
     std::string kept;
     while (!content.empty()) {
         const size_t newline = content.find('\n');
@@ -106,11 +107,24 @@ std::string lines_without(const std::string& path, std::string_view content, std
                                     "forward: move it away, and start these again",
                                     path));
         }
-        if (line.substr(0, colon) != user) {
+        if (!is_gone(line.substr(0, colon))) {
             kept.append(line).append("\n");
         }
     }
     return kept;
+}
+
+template <typename IsGone>
+void remove_keys(const std::string& path, IsGone is_gone) {
+    const UniqueFd lock = lock_folder(path);
+    const auto content = read_whole_file(path);
+    if (!content) {
+        return;
+    }
+    const std::string kept = lines_without(path, *content, is_gone);
+    if (kept != *content) {
+        write_file_durably(path, kept);
+    }
 }
 
 } // namespace
@@ -291,22 +305,22 @@ void add_psk(const std::string& path, std::string_view user, std::string_view ke
         throw Error(ErrorKind::usage, fmt::format("the key of '{}' is not hexadecimal", user));
     }
     const UniqueFd lock = lock_folder(path);
-    std::string content = lines_without(path, read_whole_file(path).value_or(""), user);
+    std::string content =
+        lines_without(path, read_whole_file(path).value_or(""), [&](std::string_view other) {
+            return other == user;
+        });
     content.append(user).append(":").append(key_hex).append("\n");
     write_file_durably(path, content);
 }
 
 void remove_psk(const std::string& path, std::string_view user) {
     check_psk_user(user);
-    const UniqueFd lock = lock_folder(path);
-    const auto content = read_whole_file(path);
-    if (!content) {
-        return;
-    }
-    const std::string kept = lines_without(path, *content, user);
-    if (kept != *content) {
-        write_file_durably(path, kept);
-    }
+    remove_keys(path, [&](std::string_view other) { return other == user; });
+}
+
+void remove_psks(const std::string& path, std::string_view prefix) {
+    check_psk_user(prefix);
+    remove_keys(path, [&](std::string_view other) { return other.starts_with(prefix); });
 }
 
 } // namespace drover

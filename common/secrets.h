@@ -55,5 +55,7 @@ void add_psk(const std::string& path, std::string_view user, std::string_view ke
 // Nothing to do if the user or the file is not there. The key is gone from the disk's
 // directory tree, not from its free blocks: keep the file on a tmpfs (/run).
 void remove_psk(const std::string& path, std::string_view user);
+// Of all users whose names begin so.
+void remove_psks(const std::string& path, std::string_view prefix);
 
 } // namespace drover

@@ -27,7 +27,7 @@ namespace {
 
 using rpc::Json;
 
-constexpr uint64_t protocol_version = 1;
+constexpr uint64_t protocol_version = 2;
 constexpr std::chrono::seconds life_interval{5}, longest_silence{60};
 
 std::string host_name() {

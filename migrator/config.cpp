@@ -166,12 +166,11 @@ bool valid_name(std::string_view name) {
 }
 
 bool valid_disk_name(std::string_view name) {
-    constexpr std::array<std::string_view, 11> taken{"agent.lock",
+    constexpr std::array<std::string_view, 10> taken{"agent.lock",
                                                      "guardian.log",
                                                      "hypervisor.log",
                                                      "journal",
                                                      "journal.tmp",
-                                                     "keys",
                                                      "last-migration.json",
                                                      "migrate",
                                                      "migrate.lock",

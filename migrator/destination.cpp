@@ -109,11 +109,12 @@ void Destination::refuse_own_vm() const {
         if (record && may_write(*record)) {
             throw Error(ErrorKind::refused,
                         fmt::format("{} is a VM of this host already (disk {}, generation {}): it "
-                                    "can't come from elsewhere; if it is to be given up, move {} "
-                                    "and its images away",
+                                    "can't come from elsewhere; if that disk is to be given up, "
+                                    "move {} out of {} and its image away",
                                     vm_.name,
                                     entry.path().filename().string(),
                                     record->generation,
+                                    entry.path().string(),
                                     paths().vm_state(vm_.name)));
         }
     }

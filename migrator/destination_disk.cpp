@@ -77,11 +77,13 @@ void DestinationDisk::check() const {
         throw Error(
             ErrorKind::refused,
             fmt::format("{} is this host's own already (role {}, generation {}): it can't come "
-                        "from elsewhere; if it is to be given up, move {} and its image away",
+                        "from elsewhere; if it is to be given up, move {} out of {} and its image "
+                        "away",
                         label,
                         to_string(record->role),
                         record->generation,
-                        paths().disk_state(vm_, disk_.name)));
+                        paths().disk_state(vm_, disk_.name),
+                        paths().vm_state(vm_)));
     }
     // Its name is all that the peer has of it: what is here is another one's.
     if (record && !record->uuid.empty() && record->uuid != disk_.uuid) {
@@ -123,9 +125,10 @@ asio::awaitable<void> DestinationDisk::start() {
     serve.role = ServeRole::destination;
     serve.size = disk_.size;
     serve.block_size = disk_.block_size;
-    running_ = true;
+    const bool ours = std::exchange(running_, true); // also if it fails on its way
     std::function<void()> work = [this, serve] { served_ = start_disk(site_, vm_, serve); };
     co_await on_a_thread(std::move(work));
+    running_ = ours || !served_.already; // not one that was only asked here
     connect();
 }
 
@@ -154,6 +157,7 @@ DestinationDisk::prepare(std::string migration, uint64_t generation, std::string
     running_ = true;
     std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); }; // of such an agent
     co_await on_a_thread(std::move(stop));
+    remove_verify_keys(vm_, disk_.name);
     co_await start();
     Json params{{"migration", migration},
                 {"generation", generation},
@@ -254,8 +258,9 @@ asio::awaitable<std::string> DestinationDisk::refuse() {
     }
     Json params{{"migration", migration_}};
     const Json answer = co_await call("refuse", std::move(params));
-    created_ = is_in_images() && record->migration == migration_;
-    running_ = true;
+    const bool mine = record->migration == migration_;
+    created_ = is_in_images() && mine;
+    running_ = running_ || mine;
     co_return answer.at("refusal_token").get<std::string>();
 }
 
@@ -295,10 +300,7 @@ asio::awaitable<void> DestinationDisk::put_down() {
     if (control_) {
         control_->close("the migration ends");
     }
-    // Not one that somebody of this host uses, and that was only asked here.
-    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
-    const bool in_use = record && may_write(*record) && served_.already;
-    if (std::exchange(running_, false) && !in_use) {
+    if (std::exchange(running_, false)) {
         std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); };
         co_await on_a_thread(std::move(stop));
     }

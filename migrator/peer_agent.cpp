@@ -8,7 +8,7 @@ namespace {
 
 using rpc::Json;
 
-constexpr uint64_t protocol_version = 1;
+constexpr uint64_t protocol_version = 2;
 // For what writes no more than records there, and a way to it and back.
 constexpr milliseconds call_patience{30000};
 // Another agent may have to end first, and disks to be started.

@@ -472,8 +472,17 @@ void add_psk_key(const std::string& vm,
 }
 
 void remove_psk_key(const std::string& vm, const std::string& disk, const std::string& user) {
+    try {
+        const VmLock lock(vm, disk);
+        remove_psk(paths().disk_psk(vm, disk), user);
+    } catch (const std::exception& error) {
+        fmt::print(stderr, "drover: the key of {} is not removed: {}\n", user, error.what());
+    }
+}
+
+void remove_verify_keys(const std::string& vm, const std::string& disk) {
     const VmLock lock(vm, disk);
-    remove_psk(paths().disk_psk(vm, disk), user);
+    remove_psks(paths().disk_psk(vm, disk), verify_user_prefix);
 }
 
 } // namespace drover

@@ -58,13 +58,17 @@ bool stop_disk(const SiteConfig& site, const std::string& vm, const std::string&
 bool stopped_cleanly(const std::string& vm, const std::string& disk);
 
 // Users and keys of a disk's TLS-PSK file (DISK/psk, 0600), which nbdkit reads anew for each
-// connection. hex_key: lower-case hexadecimal. Adding replaces a user's key.
-// Throws Error(io).
+// connection. hex_key: lower-case hexadecimal. Adding replaces a user's key, and throws as add_psk
+// does.
 void add_psk_key(const std::string& vm,
                  const std::string& disk,
                  const std::string& user,
                  const std::string& hex_key);
+// Says so where it can't, and throws nothing: what else there is to put away must not wait for it.
 void remove_psk_key(const std::string& vm, const std::string& disk, const std::string& user);
+// Keys for hashes alone, of users with this prefix. Throws as add_psk_key.
+inline constexpr const char* verify_user_prefix = "verify-";
+void remove_verify_keys(const std::string& vm, const std::string& disk);
 
 // A listening TCP socket on the first free port of the site's range.
 struct Listener {

@@ -191,7 +191,9 @@ std::string lock_note(const LockHolder& holder) {
 
 std::optional<LockHolder> parse_lock_note(std::string_view bytes, const std::string& name) {
     // Some file systems fill with zeroes what a power cut took.
-    if (bytes.find_first_not_of('\0') == std::string_view::npos) {
+    bytes = bytes.substr(0, bytes.find_last_not_of('\0') + 1);
+    // Unfinished; or of a drover that wrote nothing but JSON.
+    if (lock_magic.starts_with(bytes) || bytes.starts_with('{')) {
         return std::nullopt;
     }
     if (!bytes.starts_with(lock_magic)) {

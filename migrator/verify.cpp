@@ -6,6 +6,7 @@
 #include "migrator/coordinator.h"
 #include "migrator/paths.h"
 #include "migrator/peer_agent.h"
+#include "migrator/run_lock.h"
 #include "migrator/serve.h"
 #include "nbd-proxy/record_store.h"
 
@@ -25,7 +26,7 @@ Json HashAccess::open(const Json& params) {
     const std::string key = hex_param(params, "psk_key", 64);
     close();
     vm_ = named.vm;
-    user_ = "verify-" + random_hex(8);
+    user_ = verify_user_prefix + random_hex(8);
     Json disks = Json::array();
     for (const NamedDisks::Disk& disk : named.disks) {
         const auto served = find_served(vm_, disk.name);
@@ -42,8 +43,10 @@ Json HashAccess::open(const Json& params) {
                                     vm_,
                                     disk.name));
         }
-        add_psk_key(vm_, disk.name, user_, key);
         disks_.push_back(disk.name);
+        add_psk_key(vm_, disk.name, user_, key);
+        // After the key was added: a migration that begins meanwhile drops it, or is seen here.
+        refuse_incoming(disk.name);
         disks.push_back({{"name", disk.name}, {"port", served->port}, {"psk_user", user_}});
     }
     return {{"disks", std::move(disks)}};
@@ -51,13 +54,23 @@ Json HashAccess::open(const Json& params) {
 
 void HashAccess::close() {
     for (const std::string& disk : disks_) {
-        try {
-            remove_psk_key(vm_, disk, user_);
-        } catch (const std::exception& error) {
-            fmt::print(stderr, "drover agent: {}\n", error.what());
-        }
+        remove_psk_key(vm_, disk, user_);
     }
     disks_.clear();
+}
+
+// The key would open the exports of the migration as well: whose key a connection has, nbdkit does
+// not tell.
+void HashAccess::refuse_incoming(const std::string& disk) {
+    const auto record = peek_record(paths().disk_state(vm_, disk));
+    if (record && record->role != Role::replica && !RunLock(paths().agent_lock(vm_)).is_held()) {
+        return;
+    }
+    close();
+    throw Error(ErrorKind::state,
+                fmt::format("disk {}/{} there belongs to a migration that has not come to its end",
+                            vm_,
+                            disk));
 }
 
 namespace {

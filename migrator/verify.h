@@ -20,11 +20,13 @@ public:
     HashAccess& operator=(const HashAccess&) = delete;
 
     // `hashes` of docs/control.md: a key that counts until close(). Throws Error(state) for a disk
-    // that is not served here.
+    // that is not served here, or that is coming in.
     rpc::Json open(const rpc::Json& params);
     void close();
 
 private:
+    void refuse_incoming(const std::string& disk);
+
     const SiteConfig& site_;
     std::string vm_, user_;
     std::vector<std::string> disks_; // those that the key was given to

@@ -123,7 +123,8 @@ Engine::open(const std::string& name, bool read_only, bool remote, bool tls) {
 // Null if there is none of this name now.
 std::unique_ptr<Export> Engine::open_for_peer(const std::string& name, bool read_only) {
     const Record record = record_->get();
-    if (name == "replica" || name == "state") {
+    // Until it is promoted: `state` tells the migration's id, and from then on nothing more comes.
+    if ((name == "replica" || name == "state") && record.role == Role::replica) {
         const std::shared_ptr<Replica> replica = destination_->replica();
         return !replica          ? nullptr
                : name == "state" ? make_state_export(replica)

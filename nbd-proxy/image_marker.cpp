@@ -15,7 +15,7 @@ namespace {
 
 constexpr const char* attribute = "user.drover";
 constexpr std::string_view magic = "drover-mark";
-constexpr std::string_view format = "1";
+constexpr std::string_view format = "2"; // 1 had no checksum
 constexpr std::string_view roles = "orxfwi";
 
 std::string sidecar_of(const std::string& image) {
@@ -59,7 +59,11 @@ ImageMarker parse_marker(std::string_view text, const std::string& where) {
         refuse_marker(where, "not a marker of drover");
     }
     if (words[1] != format) {
-        refuse_marker(where, fmt::format("a marker of format {}, not {}", words[1], format));
+        refuse_marker(where,
+                      words[1] == "1" ? "a marker of format 1, which an older drover wrote"
+                                      : fmt::format("a marker of format {}, this drover knows {}",
+                                                    words[1],
+                                                    format));
     }
     ImageMarker marker;
     const size_t last_word = text.rfind(' ');

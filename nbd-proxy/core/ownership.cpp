@@ -591,6 +591,9 @@ Step supersede(const Record& record, const std::string& migration, uint64_t gene
                                        generation,
                                        record.generation));
     }
+    if (leaps(record, generation)) {
+        return leap_refused(record, generation);
+    }
     Record next = record;
     next.role = Role::fenced;
     next.generation = generation;

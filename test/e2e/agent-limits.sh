@@ -83,9 +83,10 @@ for text in ../guest ../../etc/passwd /etc/passwd a/b . .. .hidden '' -rf -incom
     refused 6 "a VM called '$text'" check "$(check '.name = $text')"
     refused 6 "a disk called '$text'" check "$(check '.disks[0].name = $text')"
 done
-for text in journal journal.tmp agent.lock migrate.lock vm.toml keys qmp migrate; do
+for text in journal journal.tmp agent.lock migrate.lock vm.toml qmp migrate; do
     refused 6 "a disk with the name of a file of drover's" check "$(check '.disks[0].name = $text')"
 done
+granted check "$(check '.disks[0].name = "keys"')" # which is none of them
 refused 6 "a UUID that is a path" check "$(check '.disks[0].uuid = "../../../../etc/passwd-000000000000"')"
 
 echo "# numbers and sizes"
@@ -145,7 +146,11 @@ refused 6 "a folder that is a link" prepare "$(prepare '.name = "linked"')"
 refused 6 "an image that is a link" prepare "$(prepare '.name = "dangling"')"
 granted prepare "$(prepare '.name = "mine"')"
 [[ -f b/images/mine/root.img ]] || fail "its own image is not there"
-end_agent
+pid=$(jq .pid b/run/mine/root.json)
+echo "not a key" >>b/state/mine/root/psk
+end_agent # cleans up, whatever has become of the keys
+expect_text agent.err "b/state/mine/root/psk: damaged"
+wait_for 20 eventually_gone "$pid"
 [[ $(cat b/images/there/root.img) == precious ]] || fail "an image was overwritten"
 [[ -z $(ls elsewhere) ]] || fail "a link was followed: $(ls elsewhere)"
 [[ ! -e b/images/mine ]] || fail "what it had begun is still there"
@@ -215,23 +220,56 @@ expect 0 export_size "forward/$theirs/$generation/1" # so the ones above were no
 end_agent
 cmp psk b/state/own/root/psk
 
+echo "# none while a migration comes in: the disk's \`state\` has the migration's id"
+# hashes VM UUID: asks for those of its disk
+hashes() { echo '{"vm": "'"$1"'", "disks": [{"name": "root", "uuid": "'"$2"'"}], "psk_key": "'"$key"'"}'; }
+mkdir -p b/state/coming/root
+echo "verify-00:$key" >b/state/coming/root/psk
+start_agent
+granted prepare "$(prepare '.name = "coming"')"
+port=$(jq -r '.result.disks[0].port' <<<"$answer")
+user=$(jq -r '.result.disks[0].psk_user' <<<"$answer")
+refused 1 "hashes of a disk that comes in" hashes "$(hashes coming $uuid)"
+[[ $(cut -d: -f1 b/state/coming/root/psk) == "$user" ]] || fail "keys: $(cat b/state/coming/root/psk)"
+echo "$user:$key" >key
+expect 0 export_size state
+end_agent
+
+echo "# a VM whose disk stays, and forwards"
+truncate -s 32M b/images/stays.img
+printf 'name = "stays"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$tmp/b/images/stays.img" >b/vm.d/stays.toml
+site b
+drover serve stays
+expect 0 drover migrate stays a --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only
+[[ $(drover ctl stays/root status | jq -r .role) == forwarding ]] || fail "it does not forward"
+pid=$(jq .pid b/run/stays/root.json)
+stays_uuid=$(drover ctl stays/root status | jq -r .uuid)
+start_agent
+granted take_over "$(prepare ".name = \"stays\" | .disks[0].uuid = \"$stays_uuid\"" | jq -c 'del(.generation, .psk_key)')"
+granted refuse '{}'
+end_agent
+[[ $(drover ctl stays/root status | jq -r '.role, .pid') == "forwarding"$'\n'"$pid" ]] || fail "the disk that forwards was touched"
+drover serve --stop stays
+./at a drover serve --stop stays
+
 echo "# a migration from here that has not come to its end is not ended by one that comes"
 mkdir steps
-mkfifo steps/source.fence steps/source.fence.go
+mkfifo steps/destination.promote steps/destination.promote.go
 truncate -s 32M b/images/out.img
 printf 'name = "out"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$tmp/b/images/out.img" >b/vm.d/out.toml
 site b
 drover serve out
-DROVER_TEST_STEPS=$tmp/steps drover migrate out a --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach >out 2>err &
+drover migrate out a --rsh "env DROVER_TEST_STEPS=$tmp/steps $tmp/at" --data-address 127.0.0.1 --disk-only --detach >out 2>err &
 migrating=$!
-timeout 60 cat steps/source.fence >/dev/null || fail "it did not come to its fence: $(cat out err)"
+timeout 60 cat steps/destination.promote >/dev/null || fail "it did not come to its promotion: $(cat out err)"
+[[ $(drover ctl out/root status | jq -r .role) == fenced ]] || fail "it is not fenced"
 cp b/state/out/journal journal
 start_agent
 ask prepare "$(prepare ".name = \"out\" | .disks[0].uuid = \"$(drover ctl out/root status | jq -r .uuid)\"")"
-[[ $(jq -r .error.code <<<"$answer") != null ]] || fail "prepare of a VM that is leaving: $answer"
+[[ $answer == *"has not come to its end"* ]] || fail "prepare of a VM that is leaving: $answer"
 end_agent
 cmp journal b/state/out/journal
-timeout 20 bash -c ": >steps/source.fence.go"
+timeout 20 bash -c ": >steps/destination.promote.go"
 wait $migrating || fail "the migration: $(cat out err)"
 ./at a drover serve --stop out
 drover serve --stop out

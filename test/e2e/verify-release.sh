@@ -78,5 +78,6 @@ grep -q "at byte 3145728" err || fail "$(cat err)"
 unset DROVER_TEST_STEPS
 [[ -e $(echo a/images/vm2-data.img.fenced-*) ]] || fail "the image was let go: $(find a/images)"
 expect 1 drover verify vm2 b --rsh "$tmp/at" --data-address 127.0.0.1
+grep -q "data: 1 of 128 blocks differ" out || fail "it does not compare again: $(cat out err)"
 expect 0 drover recover vm2
 [[ -e $(echo a/images/vm2-data.img.fenced-*) ]] || fail "the image was let go by recover"

@@ -17,6 +17,7 @@ namespace {
 
 const std::string migration(32, 'a');
 const std::string refusal_token = "bb01";
+const std::string uuid = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
 // As a source leaves its record that was fenced to forward, to an owner that nobody can reach.
 void leave_forwarding(const Folder& folder) {
@@ -67,6 +68,27 @@ TEST_CASE("engine: a source that forwards to nobody, after a restart, can be unf
     const uint64_t version = peek_record(folder.file("state")).value().version;
     std::this_thread::sleep_for(200ms);
     CHECK(peek_record(folder.file("state")).value().version == version);
+}
+
+TEST_CASE("engine: the migration's exports are gone with the promotion") {
+    const Folder folder;
+    folder.make_image("vm.img", std::string(64 * KiB, 'x'));
+    const std::string state = folder.file("state");
+    {
+        RecordStore store = RecordStore::open(
+            {.image = folder.file("vm.img"), .state_dir = state, .destination = true});
+        store.save(accept(begin_replica(store.record(), {migration, 2, uuid, refusal_token})));
+        store.save(
+            accept(receive_handover(store.record(), migration, 2, Lsn(7), token_hash("aa01"))));
+    }
+    Engine engine({.file = folder.file("vm.img"), .state_dir = state, .destination = true});
+    engine.start();
+    engine.open("state", true, true, true);
+    engine.open("replica", false, true, true);
+    engine.call("promote", {{"migration", migration}, {"token", "aa01"}});
+    CHECK_THROWS_AS(engine.open("state", true, true, true), Error);
+    CHECK_THROWS_AS(engine.open("replica", false, true, true), Error);
+    engine.open("hashes", true, true, true);
 }
 
 TEST_CASE("engine: hashes of the wrong length, none, or wrong ones verify nothing") {

@@ -308,6 +308,12 @@ TEST_CASE("no peer uses up the generations") {
         CHECK((no(begin_replica(receiving(), {later, generation + 1, uuid, refusal})).kind ==
                ErrorKind::refused));
     }
+    CHECK((no(supersede(promoted(), migration, most)).kind == ErrorKind::refused));
+    const uint64_t promoted_at = promoted().generation;
+    CHECK((no(supersede(promoted(), migration, promoted_at + step + 1)).kind ==
+           ErrorKind::refused));
+    CHECK(ok(supersede(promoted(), migration, promoted_at + step)).generation ==
+          promoted_at + step);
     CHECK(ok(begin_attempt(first_record(uuid), migration, step + 1)).generation == step + 1);
     CHECK(ok(begin_replica(Record(), {migration, step, uuid, refusal})).generation == step);
 }

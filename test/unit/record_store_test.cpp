@@ -402,10 +402,12 @@ TEST_CASE("record store: the marker's file where there are no attributes") {
     CHECK((kind_of([&] { RecordStore::open(folder.options()); }) == ErrorKind::refused));
     // It stays where it is when the image is set aside.
     CHECK((read_marker(image, image + ".fenced-4") == ImageMarker{uuid, 4, 'f', 17}));
-    for (const char* bad : {"", "drover-mark 2 x", "drover-mark 1 x 4 f 17", "drover-mark 1"}) {
+    for (const char* bad : {"", "drover-mark 3 x", "drover-mark 2 x 4 f 17", "drover-mark 2"}) {
         write_file_durably(image + ".drover-mark", bad);
         CHECK((kind_of([&] { read_marker(image, image); }) == ErrorKind::refused));
     }
+    CHECK_THROWS_WITH(parse_marker("drover-mark 1 " + uuid + " 4 f 17", "FILE"),
+                      doctest::Contains("an older drover"));
     for (size_t at = 0; at < text.size(); ++at) {
         std::string bad = text;
         bad[at] = char(bad[at] ^ 1);

@@ -160,6 +160,12 @@ TEST_CASE("keys come and go in the key file, others stay") {
     remove_psk(path, "ab");
     remove_psk(path, "ab");
     CHECK(read_whole_file(path) == "a:4455\n");
+    add_psk(path, "verify-1", "00");
+    add_psk(path, "verify-2", "00");
+    add_psk(path, "verify", "00");
+    remove_psks(path, "verify-");
+    remove_psk(path, "verify");
+    CHECK(read_whole_file(path) == "a:4455\n");
     remove_psk(path, "a");
     CHECK(read_whole_file(path) == "");
 }

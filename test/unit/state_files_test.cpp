@@ -104,9 +104,11 @@ TEST_CASE("run lock: its note goes there and back") {
     // One that a crash has left unfinished names nobody.
     const std::string note = lock_note(holder);
     const size_t begin = std::string("drover-lock 1 ").size();
-    for (size_t length = begin; length + 1 < note.size(); ++length) {
+    for (size_t length = 0; length + 1 < note.size(); ++length) {
         CHECK(!parse_lock_note(note.substr(0, length), "FILE"));
+        CHECK(!parse_lock_note(note.substr(0, length) + std::string(9, '\0'), "FILE"));
     }
+    CHECK(!parse_lock_note("{\"pid\": 77, \"started\": 1}", "FILE")); // before there was a format
     for (size_t at = begin; at + 1 < note.size(); ++at) {
         std::string bad = note;
         bad[at] = char(bad[at] ^ 1);
@@ -118,7 +120,7 @@ TEST_CASE("run lock: another program's file, or a newer drover's, is refused and
     const Folder folder;
     const std::string path = folder.file("migrate.lock");
     for (const char* const content :
-         {"precious", "{\"pid\": 1}", "drover-lock 2 whatever", "drover-lock x", "drover-lock "}) {
+         {"precious", "drovers", "drover-lock 2 whatever", "drover-lock x", "drover-locks"}) {
         write_file_durably(path, content);
         RunLock lock(path);
         CHECK_THROWS_WITH(lock.try_lock("migrate"), doctest::Contains(path.c_str()));
