@@ -56,6 +56,12 @@ on_exit end_leftovers # of a test that has failed
 end_leftovers() { kill -9 $(pgrep -f "guardian $tmp/") $([[ -z $coordinator ]] || agent) $coordinator 2>/dev/null; }
 agent_at_b() { cut -d ' ' -f 4- b/state/$vm/agent.lock | jq .pid; }
 agent() { pgrep -P $coordinator -f 'agent --stdio'; }
+all_handed_over() {
+    local disk
+    for disk in "${disks[@]}"; do
+        [[ $(at_b drover ctl $vm/$disk status | jq -r .replica.handed_over) == true ]] || return 1
+    done
+}
 interrupted() {
     local step=$1 pid
     new_vm
@@ -64,6 +70,8 @@ interrupted() {
     coordinator=$!
     timeout 20 cat "steps/$step" >/dev/null || fail "it did not come to $step: $(cat out err)"
     rm "steps/$step" "steps/$step.go"
+    # That step is noted beside the handovers.
+    [[ $step != source.fence ]] || wait_for 20 all_handed_over
     touch cut
     kill -STOP "$coordinator" # which would replace its guardian
     for pid in $(pgrep -f "guardian $tmp/a/vm.d/$vm.toml") $([[ $agent_lives == yes ]] || agent) "$coordinator"; do
