@@ -10,6 +10,8 @@
 #include "migrator/serve.h"
 #include "nbd-proxy/record_store.h"
 
+#include <thread>
+
 #include <asio/co_spawn.hpp>
 #include <asio/io_context.hpp>
 #include <asio/signal_set.hpp>
@@ -19,6 +21,12 @@
 namespace drover {
 
 using rpc::Json;
+
+namespace {
+
+constexpr std::chrono::milliseconds agent_patience{5000}, agent_look{50};
+
+} // namespace
 
 Json HashAccess::open(const Json& params) {
     rpc::only_params(params, {"vm", "disks", "psk_key"});
@@ -62,9 +70,16 @@ void HashAccess::close() {
 // The key would open the exports of the migration as well: whose key a connection has, nbdkit does
 // not tell.
 void HashAccess::refuse_incoming(const std::string& disk) {
-    const auto record = peek_record(paths().disk_state(vm_, disk));
-    if (record && record->role != Role::replica && !RunLock(paths().agent_lock(vm_)).is_held()) {
-        return;
+    // An agent that has finished may be a moment from its end.
+    for (auto left = agent_patience; left.count() > 0; left -= agent_look) {
+        const auto record = peek_record(paths().disk_state(vm_, disk));
+        if (!record || record->role == Role::replica) {
+            break;
+        }
+        if (!RunLock(paths().agent_lock(vm_)).is_held()) {
+            return;
+        }
+        std::this_thread::sleep_for(agent_look);
     }
     close();
     throw Error(ErrorKind::state,
