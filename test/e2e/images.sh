@@ -6,39 +6,19 @@
 # test: timeout=300 tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/stream-functions.sh
+source "$e2e_top/test/e2e/stream-functions.sh"
 requires drover nbdkit qemu-io jq filefrag
 
-ctl() { drover ctl "$@"; }
-
-# serve NAME ARGUMENT...: an nbdkit with the plugin; sockets NAME.sock and NAME.ctl, its pid in ${pid_of[NAME]}
-declare -A pid_of
-serve() {
-    local name=$1
-    shift
-    rm -f "$name.sock"
-    background nbdkit -f -t 32 -U "$tmp/$name.sock" "$DROVER_PLUGIN" "control=$tmp/$name.ctl" "$@"
-    pid_of[$name]=$pid
-    wait_for 20 test -S "$name.ctl"
-}
-
-stop() {
-    ctl "$tmp/$1.ctl" shutdown >/dev/null
-    wait_for 20 eventually_gone "${pid_of[$1]}"
-}
-
-# replicate [ARGUMENT...]: src.img, which becomes the source, to a new destination dst.img
-replicate() {
+# copy [ARGUMENT...]: src.img, which becomes the source, to a new destination dst.img
+copy() {
     rm -rf src.img.drover dst.img.drover
     serve src src.img "$@"
     serve dst dst.img role=destination "size=$(stat -c %s src.img)" "$@"
-    migration=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-    local uuid
-    uuid=$(json .uuid ctl "$tmp/src.ctl" status)
-    ctl "$tmp/dst.ctl" prepare "{\"migration\":\"$migration\",\"generation\":2,\"uuid\":\"$uuid\"}" >/dev/null
-    ctl "$tmp/src.ctl" replicate "{\"migration\":\"$migration\",\"generation\":2,\"to\":{\"socket\":\"$tmp/dst.sock\"}}" >/dev/null
+    migration=$(new_id)
+    prepare dst "$migration" 2
+    replicate "$migration" 2
 }
-
-phase_is() { [[ $(json .replication.phase ctl "$tmp/src.ctl" status) == "$1" ]]; }
 
 # What was replicated is handed over, and is then the same.
 hand_over() {
@@ -65,7 +45,7 @@ dd if=/dev/urandom of=src.img bs=4k seek=5000 count=1 conv=notrunc status=none
 dd if=/dev/zero of=src.img bs=1M seek=60 count=4 conv=notrunc status=none # zeroes that are stored
 cp --sparse=always src.img copy.img
 sync -f src.img
-replicate
+copy
 wait_for 60 phase_is in_sync
 sync -f dst.img
 used() { du -k "$1" | cut -f 1; }
@@ -78,26 +58,26 @@ echo "# a destination with old content, and a source that was a thick volume"
 truncate -s 32M src.img
 dd if=/dev/urandom of=src.img bs=1M seek=8 count=8 conv=notrunc status=none
 dd if=/dev/urandom of=dst.img bs=1M count=32 status=none
-replicate
+copy
 hand_over
 
 echo "# any number of bytes, and other block sizes"
 for size in 1 511 4097 1000003; do
     head -c $size /dev/urandom >src.img
-    replicate
+    copy
     hand_over
 done
 for block in 4K 1M; do
     head -c 9000001 /dev/urandom >src.img
     truncate -s 20000003 src.img
-    replicate "block-size=$block"
+    copy "block-size=$block"
     hand_over
 done
 
 echo "# 8 TiB, sparse, in bounded memory"
 truncate -s 8T src.img
 dd if=/dev/urandom of=src.img bs=64k seek=77777777 count=3 conv=notrunc status=none
-replicate
+copy
 wait_for 120 phase_is in_sync
 for name in src dst; do
     peak=$(sed -n 's/^VmHWM:[^0-9]*\([0-9]*\).*/\1/p' "/proc/${pid_of[$name]}/status")
@@ -120,9 +100,9 @@ head -c 64M /dev/urandom >src.img
 rm -rf src.img.drover
 serve src src.img
 serve dst "$tmp/small/full.img" role=destination size=64M "state=$tmp/dst.state"
-migration=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-ctl "$tmp/dst.ctl" prepare "{\"migration\":\"$migration\",\"generation\":2,\"uuid\":\"$(json .uuid ctl "$tmp/src.ctl" status)\"}" >/dev/null
-ctl "$tmp/src.ctl" replicate "{\"migration\":\"$migration\",\"generation\":2,\"to\":{\"socket\":\"$tmp/dst.sock\"}}" >/dev/null
+migration=$(new_id)
+prepare dst "$migration" 2
+replicate "$migration" 2
 wait_for 60 phase_is failed
 [[ $(json .replication.error ctl "$tmp/src.ctl" status) == *full* ]] || fail "$(ctl "$tmp/src.ctl" status)"
 qemu-io -f raw -c 'write -P 7 5M 64k' -c 'read -P 7 5M 64k' "nbd+unix:///?socket=$tmp/src.sock" >/dev/null ||
