@@ -132,8 +132,8 @@ listens() { # NAME PORT
     [[ -n $(ss -Htln "sport = :$2") ]]
 }
 
-# One key for all, and AES for all: GnuTLS prefers ChaCha20 on Debian, which is many times slower
-# where the processor has AES instructions.
+# One key for all, and AES unless a case says otherwise: GnuTLS prefers ChaCha20 on Debian, which is
+# many times slower where the processor has AES instructions.
 make_tls() {
     mkdir -p "$work/tls"
     psktool -u bench -p "$work/tls/keys.psk" >/dev/null 2>&1
