@@ -2,15 +2,18 @@
 #include "common/privilege.h"
 
 #include "common/error.h"
+#include "common/unique_fd.h"
 
 #include <cstddef>
-#include <vector>
 
+#include <fcntl.h>
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/landlock.h>
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -94,6 +97,39 @@ std::vector<sock_filter> foreign_call_filter() {
     return filter;
 }
 
+constexpr uint64_t may_truncate = 1 << 14; // LANDLOCK_ACCESS_FS_TRUNCATE, newer than Debian 12
+constexpr uint64_t for_reading = LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_READ_DIR;
+constexpr uint64_t for_writing = for_reading | LANDLOCK_ACCESS_FS_WRITE_FILE | may_truncate;
+constexpr uint64_t for_names = LANDLOCK_ACCESS_FS_READ_DIR | LANDLOCK_ACCESS_FS_MAKE_REG |
+                               LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_REMOVE_FILE;
+constexpr uint64_t of_files =
+    LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | may_truncate;
+
+// All that a kernel with this version of Landlock can restrict of files, but the use of devices.
+uint64_t restricted_by(long version) {
+    constexpr uint64_t first = LANDLOCK_ACCESS_FS_REFER - 1;
+    return version == 1   ? first
+           : version == 2 ? first | LANDLOCK_ACCESS_FS_REFER
+                          : first | LANDLOCK_ACCESS_FS_REFER | may_truncate;
+}
+
+void allow(int ruleset, const std::string& path, uint64_t access) {
+    const UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
+    struct stat status {};
+    if (!fd || ::fstat(fd.get(), &status) != 0) {
+        if (errno == ENOENT || errno == ENOTDIR || errno == EACCES) {
+            return;
+        }
+        throw_errno(path);
+    }
+    landlock_path_beneath_attr rule{};
+    rule.allowed_access = S_ISDIR(status.st_mode) ? access : access & of_files;
+    rule.parent_fd = fd.get();
+    if (::syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &rule, 0) != 0) {
+        throw_errno(path);
+    }
+}
+
 } // namespace
 
 bool may_control(int socket) {
@@ -118,6 +154,33 @@ void forbid_foreign_calls() {
     if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
         ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, &program) != 0) {
         throw_errno("a filter for system calls");
+    }
+}
+
+void confine_files(const FileAccess& files) {
+    const long version =
+        ::syscall(SYS_landlock_create_ruleset, nullptr, size_t{0}, LANDLOCK_CREATE_RULESET_VERSION);
+    if (version < 0) {
+        throw_errno("Landlock");
+    }
+    landlock_ruleset_attr restricted{};
+    restricted.handled_access_fs = restricted_by(version);
+    const UniqueFd ruleset(static_cast<int>(
+        ::syscall(SYS_landlock_create_ruleset, &restricted, sizeof restricted, 0)));
+    if (!ruleset) {
+        throw_errno("Landlock");
+    }
+    const auto allow_all = [&](const std::vector<std::string>& paths, uint64_t access) {
+        for (const std::string& path : paths) {
+            allow(ruleset.get(), path, access & restricted.handled_access_fs);
+        }
+    };
+    allow_all(files.read, for_reading);
+    allow_all(files.write, for_writing);
+    allow_all(files.names, for_names);
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
+        ::syscall(SYS_landlock_restrict_self, ruleset.get(), 0) != 0) {
+        throw_errno("Landlock");
     }
 }
 

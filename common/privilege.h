@@ -2,6 +2,9 @@
 // Who may speak to a process, and who may look into it.
 #pragma once
 
+#include <string>
+#include <vector>
+
 namespace drover {
 
 // Whether the process that connected to our unix socket is root's or our own user's. Whatever the
@@ -18,5 +21,21 @@ void keep_memory_private();
 // with EPERM, and the kernel's audit log has them. All others, also those to come, are as before.
 // Throws Error(io) where the kernel can't.
 void forbid_foreign_calls();
+
+// Files, and folders with all that is in them. A path that leads to nothing is passed over.
+struct FileAccess {
+    std::vector<std::string> read;
+    std::vector<std::string> write; // and read
+    // Folders: files and sockets in them may be made, renamed there and removed. To read or write
+    // one it must also be in a list above.
+    std::vector<std::string> names;
+};
+
+// For this thread and those that it makes from now on: no other file can be opened, made, renamed
+// or removed (EACCES), and no program started. What is open stays open; what is named by its file
+// stays accessible when that is renamed. Links count as what they lead to. Attributes, permissions
+// and connecting to sockets are not restricted. Throws Error(io), with nothing changed, where the
+// kernel can't.
+void confine_files(const FileAccess& files);
 
 } // namespace drover

@@ -2,6 +2,7 @@
 #include "nbd-proxy/engine.h"
 
 #include "common/error.h"
+#include "nbd-proxy/confinement.h"
 
 #include <charconv>
 #include <map>
@@ -53,6 +54,12 @@ Engine::Engine(EngineOptions options) : options_(std::move(options)) {
 }
 
 Engine::~Engine() = default;
+
+FileAccess Engine::files(const std::string& control_path) const {
+    const std::string image =
+        record_ && !options_.file.empty() ? record_->image_path() : options_.file;
+    return files_of_disk(options_, image, control_path);
+}
 
 void Engine::start() {
     if (!options_.uri.empty()) {

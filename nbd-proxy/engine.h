@@ -4,6 +4,7 @@
 #pragma once
 
 #include "common/json_rpc.h"
+#include "common/privilege.h"
 #include "nbd-proxy/destination_control.h"
 #include "nbd-proxy/disk.h"
 #include "nbd-proxy/disk_context.h"
@@ -32,6 +33,9 @@ public:
     ~Engine();
     Engine(const Engine&) = delete;
     Engine& operator=(const Engine&) = delete;
+
+    // Before start(): what the process still has to open.
+    FileAccess files(const std::string& control_path) const;
 
     // Connects what needs threads: after nbdkit's fork, before anything else. Throws Error.
     void start();

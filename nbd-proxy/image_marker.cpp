@@ -120,6 +120,10 @@ void write_marker(const std::string& file, const std::string& image, const Image
     write_file_durably(sidecar_of(image), text + "\n");
 }
 
+bool has_attributes(const std::string& file) {
+    return ::getxattr(file.c_str(), attribute, nullptr, 0) >= 0 || errno != ENOTSUP;
+}
+
 void remove_marker(const std::string& image) {
     const std::string sidecar = sidecar_of(image);
     if (::unlink(sidecar.c_str()) != 0 && errno != ENOENT) {

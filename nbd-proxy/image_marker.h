@@ -36,6 +36,9 @@ std::optional<ImageMarker> read_marker(const std::string& file, const std::strin
 // allowed. Throws Error(io).
 void write_marker(const std::string& file, const std::string& image, const ImageMarker& marker);
 
+// Whether its marker is an attribute, rather than a file beside it.
+bool has_attributes(const std::string& file);
+
 // Of an image that is no more; an attribute has gone with it. Throws Error(io).
 void remove_marker(const std::string& image);
 

@@ -173,12 +173,16 @@ int configured() noexcept {
     });
 }
 
-// The disk matters more than the filter.
-void confine() {
+// The disk matters more than a filter.
+template <typename Filter>
+void confine(const char* what, Filter&& filter) {
+    if (!confined) {
+        return;
+    }
     try {
-        drover::forbid_foreign_calls();
+        filter();
     } catch (const Error& error) {
-        nbdkit_error("warning: not confined: %s", error.what());
+        nbdkit_error("warning: not confined, %s: %s", what, error.what());
     }
 }
 
@@ -195,9 +199,7 @@ void allow_descriptors() {
 int get_ready() noexcept {
     return done_or_error("drover", [] {
         drover::keep_memory_private(); // nbdkit's fork inherits it, and its threads the filter
-        if (confined) {
-            confine();
-        }
+        confine("calls", [] { drover::forbid_foreign_calls(); });
         allow_descriptors();
         engine = std::make_unique<drover::Engine>(options);
     });
@@ -216,6 +218,8 @@ void leave() {
 
 int after_fork() noexcept {
     return done_or_error("drover", [] {
+        // nbdkit has made its socket and pid file, and there is no other thread yet.
+        confine("files", [] { drover::confine_files(engine->files(control_path)); });
         engine->start();
         handshakes = std::make_unique<drover::HandshakeWatch>(handshake_limit);
         if (!control_path.empty()) {
@@ -321,7 +325,7 @@ const char help[] =
     "block-size=SIZE        unit of tracking, 4K to 1M (default: 64K)\n"
     "log-memory=SIZE        writes that may wait for the link in memory (default: 64M)\n"
     "cache=default|none     none: keep what is written out of the page cache\n"
-    "confine=BOOL           never start a program, mount, ... from now on (default: no)\n"
+    "confine=BOOL           never start a program, mount, open other files, ... (default: no)\n"
     "reconnect=SECONDS      with uri=: how long requests wait for its server (default: 30)\n"
     "handshake=SECONDS      TCP connections that have opened no export by then are ended (default: "
     "60)";

@@ -106,6 +106,19 @@ write_all 0x11
 
 [[ $(sed -n 's/^Seccomp:\s*//p' "/proc/$first/status") == 2 ]] || fail "the process of the disk has no filter: $(cat a/state/vm1/root/log)"
 
+echo "# it reads no keys but its own, whatever a link says"
+if grep -q 'not confined, files' a/state/vm1/root/log; then
+    echo "(no Landlock here: not tried)"
+else
+    printf 'user:%s\n' "$(head -c 32 /dev/urandom | od -An -tx1 | tr -d ' \n')" >others
+    hashes() { nbdinfo --size "nbds://user@127.0.0.1:$(jq .port a/run/vm1/root.json)/hashes?tls-psk-file=$tmp/others"; }
+    cp others a/state/vm1/root/psk
+    expect 0 hashes
+    ln -sf "$tmp/others" a/state/vm1/root/psk
+    expect 1 hashes
+    install -m 0600 /dev/null a/state/vm1/root/psk
+fi
+
 echo "# its processes outlive the main one, and are found again"
 main=$(pgrep -f "^drover serve --foreground vm1$")
 kill -9 "$main"

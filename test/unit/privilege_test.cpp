@@ -1,16 +1,23 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "common/privilege.h"
 #include "common/unique_fd.h"
+#include "test/unit/folder.h"
 
 #include <array>
 #include <cerrno>
+#include <filesystem>
+#include <fstream>
+#include <string>
+#include <thread>
 
 #include <doctest/doctest.h>
 
 #include <fcntl.h>
+#include <linux/landlock.h>
 #include <sched.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -33,6 +40,18 @@ int start_true() {
     const char* const argv[] = {"/bin/true", nullptr};
     ::execv(argv[0], const_cast<char* const*>(argv));
     return errno;
+}
+
+bool kernel_has_landlock() {
+    return ::syscall(
+               SYS_landlock_create_ruleset, nullptr, size_t{0}, LANDLOCK_CREATE_RULESET_VERSION) >
+           0;
+}
+
+// 0 or the errno.
+int open_error(const std::string& path, int flags) {
+    const UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC, 0600));
+    return fd ? 0 : errno;
 }
 
 } // namespace
@@ -58,6 +77,74 @@ TEST_CASE("privilege: a process that is confined starts no program, and goes on"
               int status = 1;
               return ::waitpid(pid, &status, 0) == pid && status == 0 ? 0 : 1;
           }) == 0);
+}
+
+TEST_CASE("privilege: a process whose files are confined") {
+    if (!kernel_has_landlock()) {
+        MESSAGE("no Landlock here");
+        return;
+    }
+    const Folder folder;
+    for (const char* const name : {"state", "images", "theirs"}) {
+        std::filesystem::create_directory(folder.file(name));
+    }
+    const std::string state = folder.file("state"), images = folder.file("images");
+    const std::string image = images + "/vm.img", other = images + "/other.img";
+    const std::string key = folder.file("theirs/key");
+    for (const std::string& file : {image, other, key}) {
+        std::ofstream(file) << "content";
+    }
+    std::filesystem::create_symlink(key, state + "/link");
+    const FileAccess files{
+        .read = {"/usr", folder.file("none")}, .write = {state, image}, .names = {state, images}};
+
+    SUBCASE("its own are open to it, and may be renamed") {
+        CHECK(in_child([&] {
+                  confine_files(files);
+                  const std::string aside = image + ".fenced-2", temporary = state + "/record.tmp";
+                  int error = open_error(image, O_RDWR | O_TRUNC);
+                  error |= ::rename(image.c_str(), aside.c_str());
+                  error |= open_error(aside, O_RDWR);
+                  error |= open_error(images, O_RDONLY | O_DIRECTORY);
+                  error |= open_error(temporary, O_WRONLY | O_CREAT | O_TRUNC);
+                  error |= ::rename(temporary.c_str(), (state + "/record").c_str());
+                  error |= open_error(state + "/record", O_RDONLY);
+                  error |= ::unlink((state + "/record").c_str());
+                  error |= open_error("/usr", O_RDONLY | O_DIRECTORY);
+                  return error == 0 ? 0 : 1;
+              }) == 0);
+    }
+    SUBCASE("no others are, nor by a link, nor to its threads and forks") {
+        const auto refused = [&](const std::string& path, int flags) {
+            return in_child([&] {
+                confine_files(files);
+                int error = 0;
+                std::thread([&] { error = open_error(path, flags); }).join();
+                return error;
+            });
+        };
+        CHECK(refused(other, O_RDONLY) == EACCES);
+        CHECK(refused(other, O_WRONLY) == EACCES);
+        CHECK(refused(key, O_RDONLY) == EACCES);
+        CHECK(refused(state + "/link", O_RDONLY) == EACCES);
+        CHECK(refused(folder.file(""), O_RDONLY | O_DIRECTORY) == EACCES);
+        CHECK(refused(folder.file("theirs/new"), O_WRONLY | O_CREAT) == EACCES);
+        CHECK(refused(images + "/new", O_WRONLY | O_CREAT) == EACCES);
+        CHECK(refused("/usr/new", O_WRONLY | O_CREAT) == EACCES);
+    }
+    SUBCASE("it starts no program") {
+        CHECK(in_child([&] {
+                  confine_files(files);
+                  return start_true();
+              }) == EACCES);
+    }
+    SUBCASE("what was open stays open") {
+        CHECK(in_child([&] {
+                  const UniqueFd fd(::open(other.c_str(), O_RDWR | O_CLOEXEC));
+                  confine_files(files);
+                  return ::write(fd.get(), "x", 1) == 1 && ::ftruncate(fd.get(), 9) == 0 ? 0 : 1;
+              }) == 0);
+    }
 }
 
 TEST_CASE("privilege: no core file") {
