@@ -5,6 +5,8 @@
 #include "common/unique_fd.h"
 
 #include <cstddef>
+#include <initializer_list>
+#include <span>
 
 #include <fcntl.h>
 #include <linux/audit.h>
@@ -29,12 +31,32 @@ constexpr uint32_t architecture = 0;
 #endif
 constexpr uint32_t x32_calls = 0x40000000; // from there on, on x86: the same calls by another ABI
 
-constexpr uint32_t foreign_calls[] = {
-    SYS_execve,
-    SYS_execveat,
+using Calls = std::span<const uint32_t>;
+
+constexpr uint32_t host_calls[] = {
     SYS_ptrace,
     SYS_process_vm_readv,
     SYS_process_vm_writev,
+    SYS_init_module,
+    SYS_finit_module,
+    SYS_delete_module,
+    SYS_kexec_load,
+    SYS_kexec_file_load,
+    SYS_perf_event_open,
+    SYS_reboot,
+    SYS_swapon,
+    SYS_swapoff,
+    SYS_acct,
+    SYS_settimeofday,
+    SYS_clock_settime,
+    SYS_adjtimex,
+    SYS_clock_adjtime,
+};
+
+// Besides these.
+constexpr uint32_t foreign_calls[] = {
+    SYS_execve,
+    SYS_execveat,
     SYS_pidfd_getfd,
     SYS_kcmp,
     SYS_mount,
@@ -49,25 +71,11 @@ constexpr uint32_t foreign_calls[] = {
     SYS_mount_setattr,
     SYS_unshare,
     SYS_setns,
-    SYS_init_module,
-    SYS_finit_module,
-    SYS_delete_module,
-    SYS_kexec_load,
-    SYS_kexec_file_load,
     SYS_bpf,
-    SYS_perf_event_open,
     SYS_userfaultfd,
     SYS_keyctl,
     SYS_add_key,
     SYS_request_key,
-    SYS_reboot,
-    SYS_swapon,
-    SYS_swapoff,
-    SYS_acct,
-    SYS_settimeofday,
-    SYS_clock_settime,
-    SYS_adjtimex,
-    SYS_clock_adjtime,
     SYS_sethostname,
     SYS_setdomainname,
     SYS_open_by_handle_at,
@@ -79,7 +87,7 @@ constexpr uint32_t foreign_calls[] = {
 #endif
 };
 
-std::vector<sock_filter> foreign_call_filter() {
+std::vector<sock_filter> filter_of(std::initializer_list<Calls> lists) {
     const sock_filter refuse = BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM);
     std::vector<sock_filter> filter{
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(seccomp_data, arch)),
@@ -89,12 +97,32 @@ std::vector<sock_filter> foreign_call_filter() {
         BPF_JUMP(BPF_JMP | BPF_JGE | BPF_K, x32_calls, 0, 1),
         refuse,
     };
-    for (const uint32_t call : foreign_calls) {
-        filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
-        filter.push_back(refuse);
+    for (const Calls calls : lists) {
+        for (const uint32_t call : calls) {
+            filter.push_back(BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, call, 0, 1));
+            filter.push_back(refuse);
+        }
     }
     filter.push_back(BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW));
     return filter;
+}
+
+void refuse_calls(std::initializer_list<Calls> lists) {
+    if (architecture == 0) {
+        throw_errno("a filter for system calls", ENOSYS);
+    }
+    std::vector<sock_filter> filter = filter_of(lists);
+    const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
+    if (::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, &program) != 0) {
+        throw_errno("a filter for system calls");
+    }
+}
+
+// Whoever is not root may install a filter or ruleset only then.
+void forbid_new_privileges() {
+    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) {
+        throw_errno("PR_SET_NO_NEW_PRIVS");
+    }
 }
 
 constexpr uint64_t may_truncate = 1 << 14; // LANDLOCK_ACCESS_FS_TRUNCATE, newer than Debian 12
@@ -146,15 +174,12 @@ void keep_memory_private() {
 }
 
 void forbid_foreign_calls() {
-    if (architecture == 0) {
-        throw_errno("a filter for system calls", ENOSYS);
-    }
-    std::vector<sock_filter> filter = foreign_call_filter();
-    const sock_fprog program{static_cast<unsigned short>(filter.size()), filter.data()};
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
-        ::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_LOG, &program) != 0) {
-        throw_errno("a filter for system calls");
-    }
+    forbid_new_privileges();
+    refuse_calls({host_calls, foreign_calls});
+}
+
+void forbid_host_calls() {
+    refuse_calls({host_calls});
 }
 
 void confine_files(const FileAccess& files) {
@@ -178,8 +203,8 @@ void confine_files(const FileAccess& files) {
     allow_all(files.read, for_reading);
     allow_all(files.write, for_writing);
     allow_all(files.names, for_names);
-    if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0 ||
-        ::syscall(SYS_landlock_restrict_self, ruleset.get(), 0) != 0) {
+    forbid_new_privileges();
+    if (::syscall(SYS_landlock_restrict_self, ruleset.get(), 0) != 0) {
         throw_errno("Landlock");
     }
 }

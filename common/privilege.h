@@ -22,6 +22,12 @@ void keep_memory_private();
 // Throws Error(io) where the kernel can't.
 void forbid_foreign_calls();
 
+// The same for the few that neither a migration nor a hypervisor or hook has a use for, and programs
+// that are started inherit it: to look into other processes, load modules or another kernel, set
+// the clock, turn swap or the machine off. Programs of another ABI (32 bits on amd64) fail. sudo and
+// the like still work. Throws Error(io), with EACCES where this is not root.
+void forbid_host_calls();
+
 // Files, and folders with all that is in them. A path that leads to nothing is passed over.
 struct FileAccess {
     std::vector<std::string> read;

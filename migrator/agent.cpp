@@ -4,6 +4,7 @@
 // `take_over`, and the end of the input, interrupt what waits.
 #include "migrator/agent.h"
 
+#include "common/privilege.h"
 #include "migrator/agent_params.h"
 #include "migrator/cli.h"
 #include "migrator/destination.h"
@@ -297,11 +298,23 @@ int serve_stdio(const SiteConfig& site) {
     return clean ? exit_done : exit_failed;
 }
 
+// What another host asks for, and whoever takes over what it speaks with.
+void confine() {
+    try {
+        forbid_host_calls();
+    } catch (const Error& error) {
+        if (error.sys_errno() != EACCES) { // a user without privileges, who can do none of it
+            fmt::print(stderr, "drover agent: warning: not confined: {}\n", error.what());
+        }
+    }
+}
+
 } // namespace
 
 int run_agent_stdio(const SiteConfig& site) {
     ::signal(SIGHUP, SIG_IGN);
     ::signal(SIGPIPE, SIG_IGN);
+    confine();
     try {
         return serve_stdio(site);
     } catch (const std::exception& error) {

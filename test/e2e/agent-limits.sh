@@ -77,6 +77,10 @@ check() { jq -nc --argjson vm "$(vm "$1")" '{vm: $vm}'; }
 start_agent
 granted check "$(check .)"
 
+echo "# system calls"
+[[ $(id -u) != 0 || $(sed -n 's/^Seccomp:\s*//p' "/proc/$agent_pid/status") == 2 ]] || fail "the agent has no filter: $(cat agent.err)"
+[[ $(sed -n 's/^NoNewPrivs:\s*//p' "/proc/$agent_pid/status") == 0 ]] || fail "hooks could not use sudo"
+
 echo "# names"
 for text in ../guest ../../etc/passwd /etc/passwd a/b . .. .hidden '' -rf -incoming '"' "'" 'a b' 'a,b' '{vm}' '$(id)' 'a:b' \
     $'a\nb' $'a\tb' "$(printf 'x%.0s' {1..65})"; do

@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+#include "common/error.h"
 #include "common/privilege.h"
 #include "common/unique_fd.h"
 #include "test/unit/folder.h"
@@ -15,8 +16,11 @@
 #include <fcntl.h>
 #include <linux/landlock.h>
 #include <sched.h>
+#include <sys/mount.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -77,6 +81,41 @@ TEST_CASE("privilege: a process that is confined starts no program, and goes on"
               int status = 1;
               return ::waitpid(pid, &status, 0) == pid && status == 0 ? 0 : 1;
           }) == 0);
+}
+
+TEST_CASE("privilege: an agent sets up a host's networks and programs, not the host") {
+    if (in_child([] {
+            try {
+                forbid_host_calls();
+                return 0;
+            } catch (const Error& error) {
+                return error.sys_errno();
+            }
+        }) == EACCES) {
+        MESSAGE("root is needed");
+        return;
+    }
+    const auto error_of = [](auto&& call) {
+        return in_child([&] {
+            forbid_host_calls();
+            return call() < 0 ? errno : 0;
+        });
+    };
+    CHECK(error_of([] { return ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr); }) == EPERM);
+    CHECK(error_of([] { return ::swapoff("/none"); }) == EPERM);
+    CHECK(error_of([] { return ::syscall(SYS_delete_module, "no_such_module", 0); }) == EPERM);
+    CHECK(error_of([] { return ::syscall(SYS_setns, -1, 0); }) == EBADF);
+    CHECK(error_of([] { return ::umount("/none"); }) == ENOENT);
+    CHECK(error_of([] { return ::prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 0 ? 0 : -1; }) == 0);
+    CHECK(in_child([] {
+              forbid_host_calls();
+              return start_true();
+          }) == 0);
+    CHECK(in_child([] {
+              forbid_host_calls();
+              forbid_foreign_calls(); // the disks' processes that it starts
+              return start_true();
+          }) == EPERM);
 }
 
 TEST_CASE("privilege: a process whose files are confined") {
