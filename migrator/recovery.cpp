@@ -3,6 +3,8 @@
 
 #include "migrator/takeover.h"
 
+#include <algorithm>
+
 namespace drover {
 namespace {
 
@@ -240,12 +242,13 @@ asio::awaitable<Verdict> Recovery::go_there(std::vector<DiskStanding> standings)
     const bool may_have_run = standings.empty() || standings.front().may_have_run;
     try {
         co_await note(JournalStep::promote);
-        for (const DiskStanding& one : standings) {
-            if (!is_promoted_by(one, plan_.migration)) {
-                const std::string token = co_await first().fence(std::string(), std::string());
-                co_await parts_.there->promote(token);
-                break;
-            }
+        // Also where it says that it is promoted: a record that was found need not be on storage
+        // yet, and a disk whose VM is known not to have run holds its writes.
+        if (std::any_of(standings.begin(), standings.end(), [](const DiskStanding& one) {
+                return one.stage != Stage::over;
+            })) {
+            const std::string token = co_await first().fence(std::string(), std::string());
+            co_await parts_.there->promote(token);
         }
         runs_there_ = co_await run_there();
         if (runs_there_ && parts_.forwards) {

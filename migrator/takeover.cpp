@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/takeover.h"
 
+#include <algorithm>
+
 namespace drover {
 
 bool is_promoted_by(const DiskStanding& standing, const std::string& migration) {
@@ -15,6 +17,9 @@ asio::awaitable<std::vector<DiskStanding>> Takeover::standing() {
         standings.push_back(std::move(one));
     }
     promoted_ = is_promoted_by(standings.front(), migration_);
+    may_run_ = std::all_of(standings.begin(), standings.end(), [this](const DiskStanding& one) {
+        return is_promoted_by(one, migration_) && one.may_have_run;
+    });
     co_return standings;
 }
 
@@ -30,10 +35,11 @@ asio::awaitable<void> Takeover::promote(std::string token) {
         further.push_back(parts_.disks[i]->promote(token));
     }
     co_await all_to_the_end(std::move(further));
+    may_run_ = true;
 }
 
 asio::awaitable<void> Takeover::run(bool paused) {
-    if (!promoted_) {
+    if (!may_run_) {
         throw Error(ErrorKind::state, "run: it was not promoted");
     }
     if (parts_.vm == nullptr) {
@@ -49,8 +55,12 @@ asio::awaitable<void> Takeover::run(bool paused) {
         co_return;
     }
     if (!parts_.vm->may_have_run()) {
-        // Then the source's memory is as good as it was.
-        co_await parts_.disks.front()->did_not_run();
+        // Then the source's memory is as good as it was. The first disk's record decides, so the
+        // others, which are refused after it, come before.
+        may_run_ = false;
+        for (size_t i = parts_.disks.size(); i-- > 0;) {
+            co_await parts_.disks[i]->did_not_run();
+        }
     }
     std::rethrow_exception(failure);
 }
@@ -63,7 +73,7 @@ asio::awaitable<std::vector<std::string>> Takeover::refuse() {
         std::string token = co_await disk->refuse();
         tokens.push_back(std::move(token));
     }
-    promoted_ = false;
+    promoted_ = may_run_ = false;
     refused_ = true;
     if (parts_.vm != nullptr) {
         co_await parts_.vm->destroy();

@@ -37,6 +37,7 @@ private:
     const Parts parts_;
     const std::string migration_;
     bool promoted_ = false, refused_ = false;
+    bool may_run_ = false; // every disk is promoted, and none of them holds its writes
 };
 
 // The disk belongs here by this migration.

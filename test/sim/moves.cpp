@@ -1,0 +1,194 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What happens in a world where a VM is moved as users move it: `drover migrate`, its guardian,
+// `drover recover`, and back again.
+#include "test/sim/coordinator.h"
+
+namespace drover::sim {
+namespace {
+
+constexpr unsigned most_tries = 10; // with no faults any more
+
+} // namespace
+
+bool World::is_served(size_t site) const {
+    return std::all_of(disks_[site].begin(), disks_[site].end(), [](const auto& disk) {
+        return disk->plugin && disk->plugin->loaded();
+    });
+}
+
+bool World::owns_all(size_t site) const {
+    return std::all_of(disks_[site].begin(), disks_[site].end(), [](const auto& disk) {
+        return may_write(disk->visible);
+    });
+}
+
+// A process that has ended is gone.
+Task<> World::reap() {
+    const auto coordinator_ended = [this] { return coordinator && coordinator->ended(); };
+    for (;;) {
+        co_await until(coordinator_ended);
+        coordinator.reset();
+    }
+}
+
+// The operator of a VM that no migration has to do with, and that does not run: starts it anew.
+Task<> World::keep_started() {
+    const auto stands = [this] { return !journal.is_open() && !coordinator && !vm_->runs_at(); };
+    for (;;) {
+        co_await until(stands);
+        const auto helped = [&] { return !stands(); };
+        if (co_await until(helped, 1000)) {
+            continue;
+        }
+        for (size_t site = 0; site < sites; ++site) {
+            vm_->lose(site);
+        }
+        co_await until(helped);
+    }
+}
+
+// The guardian, `drover serve` after a start, and at last the operator.
+Task<> World::keep_recovered() {
+    const auto needed = [this] {
+        return journal.is_open() && !coordinator && hosts[journal.from].up;
+    };
+    for (;;) {
+        co_await until(needed);
+        co_await pause(random.below(500));
+        if (!needed()) {
+            continue;
+        }
+        const bool force = hosts[1 - journal.from].lost;
+        if (force) {
+            hosts[1 - journal.from].disowned = true;
+        }
+        coordinator = std::make_shared<Coordinator>(*this);
+        trace("recovery{}", force ? " by force" : "");
+        spawn(coordinator->owner, coordinator->recover(force));
+        const auto ended = [this] { return !coordinator; };
+        co_await until(ended);
+        co_await pause(random.below(1000));
+    }
+}
+
+// The destination's host, in the midst of a migration; mostly when that is about to be decided.
+Task<> World::lose_destination() {
+    const auto under_way = [this] { return journal.is_open() && coordinator; };
+    const auto deciding = [&] { return under_way() && journal.last == JournalStep::promote; };
+    if (random.chance(70)) {
+        co_await until(deciding);
+        co_await pause(random.below(80));
+    } else {
+        co_await until(under_way);
+        co_await pause(random.below(20'000));
+    }
+    const size_t site = 1 - journal.from;
+    if (!journal.is_open() || !hosts[site].up || stop_faults) {
+        co_return;
+    }
+    hit(Probe::destination_lost);
+    if (vm_->home() == site) {
+        vm_->forgive();
+    }
+    crash_host(site);
+    hosts[site].lost = true;
+    trace("host {} is lost", site);
+    if (random.chance(50)) {
+        const auto taken_back = [&] { return vm_->runs_at() == journal.from; };
+        co_await until(taken_back);
+        co_await pause(random.below(3000));
+        trace("host {} is back", site);
+        hosts[site].lost = false;
+        hosts[site].up = true;
+        if (hosts[site].disowned) {
+            hit(Probe::superseded);
+        }
+    }
+}
+
+// Nobody has anything to do for it any more.
+bool World::is_over(size_t from) const {
+    if (!journal.is_open()) {
+        return !coordinator;
+    }
+    // What is left to do can't be done.
+    const Disk& first = *disks_[from][0];
+    return faults_over && hosts[1 - from].lost &&
+           (first.visible.stage == Stage::over || (vm_->runs_at() == from && owns_all(from)));
+}
+
+// One try.
+Task<> World::move(size_t from) {
+    const auto possible = [&] { return hosts[from].up && !coordinator && is_served(from); };
+    co_await until(possible);
+    co_await pause(random.below(2000));
+    if (!possible() || !owns_all(from)) {
+        co_return;
+    }
+    journal.from = from;
+    journal.migration = secret();
+    journal.generation = 0;
+    for (const auto& site : disks_) {
+        for (const auto& each : site) {
+            journal.generation = std::max(journal.generation, each->visible.generation + 1);
+        }
+    }
+    coordinator = std::make_shared<Coordinator>(*this);
+    trace("migration {} from {}", journal.migration, from);
+    spawn(coordinator->owner, coordinator->migrate());
+    const auto over = [&] { return is_over(from); };
+    co_await until(over);
+}
+
+Task<> World::moves() {
+    for (size_t site = 0; site < sites; ++site) {
+        for (const auto& each : disks_[site]) {
+            spawn(everybody, keep_served(*each));
+        }
+    }
+    spawn(everybody, keep_running());
+    spawn(everybody, keep_recovered());
+    spawn(everybody, reap());
+    spawn(everybody, keep_started());
+    if (plan.loses_destination) {
+        spawn(everybody, lose_destination());
+    }
+    const auto is_lost = [this](const Host& host) { return host.lost; };
+    for (unsigned i = 0; i < plan.moves; ++i) {
+        if (std::any_of(hosts.begin(), hosts.end(), is_lost)) {
+            break;
+        }
+        const auto runs = [this] { return vm_->runs_at().has_value(); };
+        co_await until(runs);
+        const size_t from = vm_->home();
+        const auto enough = [&] { return vm_->requests_made >= plan.requests * (i + 1) / 2; };
+        co_await until(enough, random.below(20'000));
+        if (i + 1 == plan.moves && random.chance(50)) {
+            stop_faults = true; // else they may come in between
+        }
+        for (unsigned tries = 0;; tries += faults_over ? 1 : 0) {
+            if (tries > most_tries) {
+                fail("no migration comes about");
+            }
+            co_await move(from);
+            if (hosts[1 - from].lost || owns_all(1 - from)) {
+                break;
+            }
+        }
+    }
+    stop_faults = true;
+    const auto lost_with_its_host = [this] {
+        return hosts[1 - journal.from].lost && disk(journal.from, 0).visible.stage == Stage::over;
+    };
+    const auto calm = [&] { return faults_over && (vm_->runs_at() || lost_with_its_host()); };
+    co_await until(calm);
+    if (vm_->runs_at()) {
+        check_expected();
+        if (!owns_all(vm_->home())) {
+            fail("not all disks are where the VM is");
+        }
+    }
+    finished = true;
+}
+
+} // namespace drover::sim
