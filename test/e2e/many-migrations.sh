@@ -4,7 +4,7 @@
 # to and fro. Nothing grows by it: no descriptors, threads or memory of the process that serves the disk, no files, no
 # processes; tombstones are bounded. A disk that comes back gets a new process, so it is the first ones that show leaks of one.
 # DROVER_ROUNDS (default 500) times two moves and a migration that is vetoed.
-# test: full timeout=3600
+# test: full release timeout=3600
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit jq qemu-io

@@ -29,11 +29,22 @@ void World::check() {
     }
 }
 
-void World::check_owners() const {
+void World::check_owners() {
+    for (size_t site = 0; site < sites; ++site) {
+        const auto& disks = disks_[site];
+        if (hosts[site].disowned && std::none_of(disks.begin(), disks.end(), [](const auto& each) {
+                return may_write(each->visible) || may_write(each->durable);
+            })) {
+            hosts[site].disowned = false; // it knows by now
+        }
+    }
     for (size_t i = 0; i < plan.disks.size(); ++i) {
         unsigned owners = 0;
         for (const auto& disks : disks_) {
             const Disk& each = *disks[i];
+            if (hosts[each.site].lost || hosts[each.site].disowned) {
+                continue;
+            }
             const bool process = each.plugin && may_write(each.plugin->record());
             owners += process || may_write(each.visible) || may_write(each.durable) ? 1 : 0;
         }

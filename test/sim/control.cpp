@@ -197,7 +197,32 @@ Task<> Plugin::unfence(std::string refusal_token) {
     release();
 }
 
+Task<> Plugin::force(std::string migration) {
+    const auto free = [this] { return loaded_ && !control_; };
+    co_await world_.until(free);
+    const Guard one(control_);
+    const Step forced = [&](const Record& record) {
+        return accept(drover::force(record, migration));
+    };
+    co_await update(forced);
+    stop_stream();
+    release();
+}
+
 // --- destination
+
+Task<> Plugin::supersede(std::string migration, uint64_t generation) {
+    const auto free = [this] { return loaded_ && !control_; };
+    co_await world_.until(free);
+    const Guard one(control_);
+    const Step superseded = [&](const Record& record) {
+        return accept(drover::supersede(record, migration, generation));
+    };
+    superseded(record_);
+    co_await hold();
+    co_await update(superseded);
+    stop_stream();
+}
 
 Task<> Plugin::prepare(ReplicaRequest request) {
     const auto free = [this] { return loaded_ && !control_; };
@@ -283,8 +308,29 @@ Task<> Plugin::promote(std::string migration, std::string token) {
     // Again: a frame that was under way may have taken the handover back.
     co_await update(promoted);
     if (!before) {
+        untouched_ = true;
+        release();
+    } else if (std::exchange(unconfirmed_, false)) {
         release();
     }
+}
+
+Task<> Plugin::did_not_run(std::string migration) {
+    const auto free = [this] { return loaded_ && !control_; };
+    co_await world_.until(free);
+    const Guard one(control_);
+    const Step not_run = [&](const Record& record) {
+        return accept(drover::did_not_run(record, migration));
+    };
+    not_run(record_);
+    co_await hold(); // nothing comes after the look
+    unconfirmed_ = true;
+    if (!untouched_) {
+        unconfirmed_ = false;
+        release();
+        throw Error(ErrorKind::refused, "the VM may have run");
+    }
+    co_await update(not_run);
 }
 
 Task<std::string> Plugin::refuse(std::string migration) {
@@ -298,6 +344,10 @@ Task<std::string> Plugin::refuse(std::string migration) {
     refused(record_);
     if (migration == record_.migration && !refusal_token_of(record_, migration)) {
         co_await close_replica();
+        if (may_write(record_)) {
+            co_await hold(); // it was promoted, and the VM could not be run
+        }
+        unconfirmed_ = false;
     }
     co_await update(refused);
     co_return refusal_token_of(record_, migration).value();

@@ -19,7 +19,8 @@ Task<> World::keep_running() {
                 return false;
             }
         }
-        return bootable().has_value();
+        const auto site = bootable();
+        return site && vm_->has_settled(*site);
     };
     for (;;) {
         co_await until(lost);
@@ -41,7 +42,8 @@ Task<> World::keep_served(Disk& disk) {
 std::optional<size_t> World::bootable() const {
     for (size_t site = 0; site < sites; ++site) {
         const auto& disks = disks_[site];
-        if (hosts[site].up && std::all_of(disks.begin(), disks.end(), [](const auto& disk) {
+        if (hosts[site].up && !hosts[site].disowned &&
+            std::all_of(disks.begin(), disks.end(), [](const auto& disk) {
                 return disk->plugin && disk->plugin->loaded() && may_write(disk->plugin->record());
             })) {
             return site;

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What goes wrong, and when. A seed has some of the kinds, so that each is also seen alone.
-#include "test/sim/vm.h"
+#include "test/sim/coordinator.h"
 
 namespace drover::sim {
 namespace {
@@ -15,6 +15,9 @@ enum class Kind : unsigned {
     crash_destination,
     jump,
     fill_disk,
+    kill_coordinator,
+    kill_agent,
+    kill_hypervisor,
     count_,
 };
 
@@ -137,6 +140,29 @@ Task<> World::fault(unsigned kind) {
         hosts[site].disk_full = true;
         co_await pause(random.below(1000));
         hosts[site].disk_full = false;
+        break;
+    }
+    case Kind::kill_coordinator:
+        if (coordinator) {
+            trace("the coordinator dies");
+            hit(Probe::coordinator_died);
+            coordinator.reset();
+        }
+        break;
+    case Kind::kill_agent:
+        if (agent) {
+            trace("the agent dies");
+            hit(Probe::agent_died);
+            agent.reset();
+        }
+        break;
+    case Kind::kill_hypervisor: {
+        const size_t site = random.below(sites);
+        if (plan.moves > 0 && vm_->at[site] != Machine::none) {
+            trace("the hypervisor at {} dies", site);
+            hit(Probe::hypervisor_died);
+            vm_->lose(site);
+        }
         break;
     }
     case Kind::count_:

@@ -22,6 +22,13 @@ bool World::owns_all(size_t site) const {
     });
 }
 
+// What is on its way arrives also while nobody has anything to do.
+Task<> World::tick() {
+    for (;;) {
+        co_await pause(50);
+    }
+}
+
 // A process that has ended is gone.
 Task<> World::reap() {
     const auto coordinator_ended = [this] { return coordinator && coordinator->ended(); };
@@ -150,6 +157,7 @@ Task<> World::moves() {
     spawn(everybody, keep_recovered());
     spawn(everybody, reap());
     spawn(everybody, keep_started());
+    spawn(everybody, tick());
     if (plan.loses_destination) {
         spawn(everybody, lose_destination());
     }

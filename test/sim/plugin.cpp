@@ -27,7 +27,8 @@ Task<> Plugin::start() {
     if (started != record_) {
         co_await save(started);
     }
-    if (may_write(record_)) {
+    unconfirmed_ = record_.stage == Stage::promoted && !record_.may_have_run;
+    if (may_write(record_) && !unconfirmed_) {
         release();
     }
     if (record_.role == Role::replica &&
@@ -73,6 +74,7 @@ Task<> Plugin::change(std::shared_ptr<GuestRequest> request) {
     const auto open = [this] { return loaded_ && !held_; };
     co_await world_.until(open);
     ++under_way_;
+    untouched_ = false;
     struct Arrived {
         unsigned& count;
         ~Arrived() { --count; }

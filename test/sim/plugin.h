@@ -55,6 +55,10 @@ public:
     Task<> cancel(std::string quiesce);
     Task<> unfence(std::string refusal_token);
     Task<> promote(std::string migration, std::string token);
+    Task<> did_not_run(std::string migration);
+    // unfence by force
+    Task<> force(std::string migration);
+    Task<> supersede(std::string migration, uint64_t generation);
     Task<std::string> refuse(std::string migration);
     Task<> finish(std::string migration);
 
@@ -89,6 +93,9 @@ private:
     bool held_ = true;
     unsigned waiting_ = 0, under_way_ = 0;
     bool cancelled_ = false, quiesce_held_ = false;
+    // Promoted, and its VM is known not to have run; promoted by this process, and not written
+    // since.
+    bool unconfirmed_ = false, untouched_ = false;
     std::shared_ptr<TrackedDisk> tracked_;
     std::shared_ptr<Stream> stream_;
     std::shared_ptr<Replica> replica_;

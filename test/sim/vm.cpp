@@ -82,11 +82,16 @@ std::optional<uint64_t> Expectation::wrong_after_loss(const Content& disk) const
     return std::nullopt;
 }
 
-void Expectation::start_anew(const Content& disk) {
-    now_ = flushed_ = disk;
-    loose_.clear();
-    lossy_.clear();
+void Expectation::start_anew(const Content& disk, bool host_was_down) {
+    now_ = disk;
     pending_.clear();
+    if (host_was_down) {
+        flushed_ = disk;
+        loose_.clear();
+        lossy_.clear();
+    } else {
+        loose_.push_back({0, disk, ++numbers_});
+    }
 }
 
 // --- the machine
@@ -117,6 +122,7 @@ void Vm::begin_to_run(size_t site, bool anew) {
             world_.fail("the VM runs at both sites");
         }
     }
+    const bool host_was_down = site != last_site_ || world_.hosts[site].boot != host_boot_;
     for (size_t i = 0; i < expects_.size(); ++i) {
         Disk& disk = world_.disk(site, i);
         if (!may_write(disk.durable) || !disk.plugin || !may_write(disk.plugin->record())) {
@@ -125,19 +131,21 @@ void Vm::begin_to_run(size_t site, bool anew) {
         }
         const auto wrong = anew ? expects_[i]->wrong_after_loss(disk.image->now())
                                 : expects_[i]->wrong_now(disk.image->now());
-        if (wrong) {
+        if (wrong && !forgiven_) {
             world_.fail(fmt::format("the VM {} at {}, and {} has lost a write at byte {}",
                                     anew ? "boots" : "goes on",
                                     site,
                                     disk.name(),
                                     *wrong));
         }
-        if (anew) {
-            expects_[i]->start_anew(disk.image->now());
+        if (anew || forgiven_) {
+            expects_[i]->start_anew(disk.image->now(), host_was_down);
         }
     }
+    life_ += std::exchange(forgiven_, false) ? 1 : 0;
     at[site] = Machine::running;
     last_site_ = site;
+    host_boot_ = world_.hosts[site].boot;
     memory_[site] = ++runs_;
     world_.trace("the VM {} at {}", anew ? "boots" : "runs", site);
 }
@@ -148,7 +156,7 @@ void Vm::boot(size_t site) {
 
 void Vm::resume(size_t site) {
     if (at[site] != Machine::running) {
-        if (memory_[site] != runs_) {
+        if (memory_[site] != runs_ && !forgiven_) {
             world_.fail(
                 fmt::format("the VM goes on at {} from memory that has run elsewhere", site));
         }
@@ -167,6 +175,14 @@ void Vm::load(size_t site, size_t from) {
     at[site] = Machine::loaded;
     memory_[site] = memory_[from];
     world_.trace("the VM is loaded at {}", site);
+}
+
+bool Vm::has_settled(size_t site) {
+    std::erase_if(sent_,
+                  [](const Sent& sent) { return sent.request->done || sent.plugin.expired(); });
+    return std::none_of(sent_.begin(), sent_.end(), [&](const Sent& sent) {
+        return sent.site == site && sent.life != life_;
+    });
 }
 
 void Vm::lose(size_t site) {
@@ -264,6 +280,7 @@ Task<> Vm::perform(size_t index, std::shared_ptr<GuestRequest> request) {
         }
         site = home();
         process = world_.disk(site, index).plugin;
+        sent_.push_back({site, process, request, life});
         world_.disk(site, index).plugin->submit(request);
         co_await world_.until(over);
         if (life != life_) {

@@ -23,8 +23,9 @@ public:
     // After the guest was lost with its host: every write is there that a flush came after, any
     // part of the others may be.
     std::optional<uint64_t> wrong_after_loss(const Content& disk) const;
-    // A guest that starts anew takes what it finds.
-    void start_anew(const Content& disk);
+    // A guest that starts anew takes what it finds; unless its host was down since, that need not
+    // be on storage.
+    void start_anew(const Content& disk, bool host_was_down);
 
 private:
     struct Change {
@@ -68,11 +69,16 @@ public:
     void boot(size_t site);
     void resume(size_t site);
     void pause(size_t site);
+    // What it wrote at a site that an operator has given up is lost, with his consent.
+    void forgive() { forgiven_ = true; }
     // Its memory has come from there.
     void load(size_t site, size_t from);
     // Gone with its memory: its hypervisor or its host has died.
     void lose(size_t site);
     bool idle() const { return under_way_ == 0; }
+    // What a VM that was lost had under way at the site is done with: none of it can meet the
+    // requests of the next one.
+    bool has_settled(size_t site);
     std::optional<size_t> runs_at() const;
     size_t home() const;
     const Expectation& expects(size_t disk) const { return *expects_[disk]; }
@@ -84,9 +90,19 @@ private:
     std::shared_ptr<GuestRequest> make_request(size_t index);
 
     World& world_;
+    struct Sent {
+        size_t site;
+        std::weak_ptr<Plugin> plugin;
+        std::shared_ptr<GuestRequest> request;
+        uint64_t life;
+    };
+
     std::vector<std::unique_ptr<Expectation>> expects_;
+    std::vector<Sent> sent_; // those that are under way among them
     unsigned under_way_ = 0;
-    uint64_t life_ = 1; // a boot ends what was under way before it
+    bool forgiven_ = false;
+    uint64_t host_boot_ = 0; // of its host when it began to run
+    uint64_t life_ = 1;      // a boot ends what was under way before it
     size_t last_site_ = 0;
     // How often it was started anywhere; and of the memory at each site, after which start.
     uint64_t runs_ = 0;

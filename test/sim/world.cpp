@@ -2,7 +2,7 @@
 #include "test/sim/world.h"
 
 #include "common/secrets.h"
-#include "test/sim/vm.h"
+#include "test/sim/coordinator.h"
 
 namespace drover::sim {
 namespace {
@@ -65,11 +65,20 @@ Plan make_plan(Random& random) {
     const uint64_t blocks = random.between(1, 24);
     plan.disks.push_back(
         {blocks * block_size - (random.chance(50) ? random.below(4096) : 0), block_size});
+    plan.moves = random.chance(40) ? static_cast<unsigned>(random.between(1, 2)) : 0;
+    if (plan.moves > 0 && random.chance(60)) {
+        for (uint64_t more = random.between(1, 2); more > 0; --more) {
+            plan.disks.push_back(
+                {random.between(1, 8) * block_size - random.below(4096), block_size});
+        }
+    }
+    plan.memory = random.chance(80);
+    plan.loses_destination = plan.moves > 0 && random.chance(15);
     plan.limits.log_bytes = random.chance(30) ? random.between(0, 8192) : 64 * KiB;
     plan.limits.frame_bytes = uint64_t{block_size} * random.between(1, 4);
     plan.limits.region_bytes = uint64_t{block_size} * random.between(1, 8);
     plan.limits.frame_ops = random.between(1, 8);
-    plan.plain = random.chance(10);
+    plan.plain = plan.moves == 0 && random.chance(10);
     plan.limits.prefix_order = !plan.plain;
     plan.granularity = random.chance(50) ? 512 : 4096;
     plan.guests = static_cast<unsigned>(random.between(1, 6));
@@ -212,6 +221,8 @@ World::World(uint64_t seed, Rule broken, bool trace, Probes& probes)
 }
 
 World::~World() {
+    coordinator.reset();
+    agent.reset();
     for (auto& disks : disks_) {
         for (const auto& each : disks) {
             kill_plugin(*each);
@@ -251,7 +262,7 @@ void World::run() {
     vm_->start_guests();
     spawn(everybody, faults());
     spawn(everybody, cuts());
-    spawn(everybody, course());
+    spawn(everybody, plan.moves > 0 ? moves() : course());
     while (!finished) {
         step();
         check();
@@ -321,6 +332,12 @@ void World::crash_host(size_t site) {
             }
             disk->durable = disk->visible;
         }
+    }
+    if (coordinator && coordinator->site() == site) {
+        coordinator.reset();
+    }
+    if (agent && agent->site() == site) {
+        agent.reset();
     }
     vm_->lose(site);
     hosts[site].up = false;

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "common/error.h"
+#include "migrator/state_files.h"
 #include "nbd-proxy/core/ownership.h"
 #include "nbd-proxy/core/source.h"
 #include "test/sim/images.h"
@@ -59,6 +60,11 @@ struct Plan {
     unsigned latency = 0; // ticks, at most, for what crosses the network
     bool plain = false;   // the destination is any NBD server
 
+    // Moved by a coordinator, with agents and recoveries, and not by an operator's hands: so often.
+    unsigned moves = 0;
+    bool memory = false; // the VM's memory moves too
+    bool loses_destination = false;
+
     // What goes wrong: how many times; which of the kinds of faults.cpp; and, in ten thousand, how
     // many writes and saves fail.
     unsigned faults = 0;
@@ -77,6 +83,9 @@ struct Host {
     bool up = true;
     uint64_t boot = 1;
     bool disk_full = false;
+    // Down, and an operator takes it for dead; and its disks, from when he has taken the VM back
+    // until it has come back and was told.
+    bool lost = false, disowned = false;
 };
 
 struct TrackedDisk;
@@ -111,6 +120,17 @@ private:
 };
 
 class Vm;
+class Agent;
+class Coordinator;
+
+// What the coordinator has written down at the VM's source.
+struct MigrationJournal {
+    std::string migration;
+    uint64_t generation = 0;
+    size_t from = 0;
+    std::optional<JournalStep> last;
+    bool is_open() const { return last && *last != JournalStep::over; }
+};
 
 class World : public Scheduler {
 public:
@@ -139,9 +159,15 @@ public:
     bool faults_over = false;
     bool finished = false;
 
+    // One of each at a time, which their locks see to.
+    std::shared_ptr<Coordinator> coordinator; // or who recovers in its place
+    std::shared_ptr<Agent> agent;
+    MigrationJournal journal;
+
     Disk& disk(size_t site, size_t index) { return *disks_[site][index]; }
     Vm& vm() { return *vm_; }
     bool reachable(size_t site) const { return hosts[site].up && !partitioned; }
+    bool is_served(size_t site) const; // all disks
     // Of the keys, ids and tokens, which nobody guesses.
     std::string secret();
     // When what is sent now is there.
@@ -162,7 +188,7 @@ public:
 private:
     // checks.cpp
     void check();
-    void check_owners() const;
+    void check_owners();
     void check_expected() const;
     void check_prefix(Disk& disk);
     void check_memory(const TrackedDisk& tracked) const;
@@ -182,6 +208,16 @@ private:
     Task<> give_up(std::string quiesce_id);
     void check_handover(const Disk& source, const Disk& there, bool same_process) const;
     Task<bool> take_over(std::string quiesce_id);
+    // moves.cpp
+    Task<> moves();
+    Task<> move(size_t from);
+    Task<> keep_recovered();
+    Task<> lose_destination();
+    Task<> reap();
+    Task<> tick();
+    Task<> keep_started();
+    bool is_over(size_t from) const;
+    bool owns_all(size_t site) const;
 
     const uint64_t seed_;
     const Rule broken_;
