@@ -310,7 +310,13 @@ Task<> Plugin::promote(std::string migration, std::string token) {
     if (!before) {
         untouched_ = true;
         release();
-    } else if (std::exchange(unconfirmed_, false)) {
+    } else {
+        confirm();
+    }
+}
+
+void Plugin::confirm() {
+    if (std::exchange(unconfirmed_, false)) {
         release();
     }
 }
@@ -326,8 +332,7 @@ Task<> Plugin::did_not_run(std::string migration) {
     co_await hold(); // nothing comes after the look
     unconfirmed_ = true;
     if (!untouched_) {
-        unconfirmed_ = false;
-        release();
+        confirm();
         throw Error(ErrorKind::refused, "the VM may have run");
     }
     co_await update(not_run);
@@ -365,6 +370,9 @@ Task<> Plugin::finish(std::string migration) {
     co_await update(finished);
     stop_stream();
     replica_.reset();
+    if (may_write(record_)) {
+        confirm();
+    }
 }
 
 } // namespace drover::sim

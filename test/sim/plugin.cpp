@@ -27,7 +27,8 @@ Task<> Plugin::start() {
     if (started != record_) {
         co_await save(started);
     }
-    unconfirmed_ = record_.stage == Stage::promoted && !record_.may_have_run;
+    // Where a disk is moved by hand, its operator promotes it again at once.
+    unconfirmed_ = may_write(record_) && record_.stage == Stage::promoted && world_.plan.moves > 0;
     if (may_write(record_) && !unconfirmed_) {
         release();
     }

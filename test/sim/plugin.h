@@ -78,6 +78,7 @@ private:
     Task<> start_tracking(std::shared_ptr<TrackedDisk> tracked);
     Task<> hold();
     void release() { held_ = false; }
+    void confirm();
     void stop_stream();
     Task<> close_replica();
     void make_replica();
@@ -93,8 +94,8 @@ private:
     bool held_ = true;
     unsigned waiting_ = 0, under_way_ = 0;
     bool cancelled_ = false, quiesce_held_ = false;
-    // Promoted, and its VM is known not to have run; promoted by this process, and not written
-    // since.
+    // Promoted, and nobody is to write it before somebody has asked for `promote` or `finish` again;
+    // promoted by this process, and not written since.
     bool unconfirmed_ = false, untouched_ = false;
     std::shared_ptr<TrackedDisk> tracked_;
     std::shared_ptr<Stream> stream_;

@@ -32,7 +32,7 @@ std::string run_seed(uint64_t seed, Rule broken, bool trace, Probes& probes) {
 }
 
 int check_rules(uint64_t from) {
-    constexpr uint64_t most = 20'000;
+    constexpr uint64_t most = 60'000;
     int missed = 0;
     for (int i = 1; i < static_cast<int>(Rule::count_); ++i) {
         const auto rule = static_cast<Rule>(i);
