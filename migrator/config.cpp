@@ -18,6 +18,8 @@ namespace {
 
 // What std::regex is let loose on: it recurses, and a value needs no more.
 constexpr size_t longest_value = 256;
+// It counts repetitions in a long and does not look whether they fit.
+constexpr size_t longest_number = 6;
 
 bool word_characters(std::string_view text) {
     return std::all_of(text.begin(), text.end(), [](unsigned char c) {
@@ -131,6 +133,16 @@ HypervisorTemplate read_hypervisor(ConfigTable& table) {
                 values->fail(
                     name,
                     fmt::format("a pattern of {} characters at most is expected", longest_value));
+            }
+            size_t digits = 0;
+            for (const char c : pattern) {
+                digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+                if (digits > longest_number) {
+                    values->fail(name,
+                                 fmt::format("a pattern without numbers of more than {} digits is "
+                                             "expected",
+                                             longest_number));
+                }
             }
             try {
                 const std::regex check(pattern);
