@@ -21,6 +21,14 @@ constexpr size_t longest_value = 256;
 // It counts repetitions in a long and does not look whether they fit.
 constexpr size_t longest_number = 6;
 
+bool has_long_number(std::string_view text) {
+    size_t digits = 0;
+    return std::any_of(text.begin(), text.end(), [&](char c) {
+        digits = c >= '0' && c <= '9' ? digits + 1 : 0;
+        return digits > longest_number;
+    });
+}
+
 bool word_characters(std::string_view text) {
     return std::all_of(text.begin(), text.end(), [](unsigned char c) {
         return (c >= 'a' && c <= 'z') || (c >= 'A' && c <= 'Z') || (c >= '0' && c <= '9') ||
@@ -134,15 +142,11 @@ HypervisorTemplate read_hypervisor(ConfigTable& table) {
                     name,
                     fmt::format("a pattern of {} characters at most is expected", longest_value));
             }
-            size_t digits = 0;
-            for (const char c : pattern) {
-                digits = c >= '0' && c <= '9' ? digits + 1 : 0;
-                if (digits > longest_number) {
-                    values->fail(name,
-                                 fmt::format("a pattern without numbers of more than {} digits is "
-                                             "expected",
-                                             longest_number));
-                }
+            if (has_long_number(pattern)) {
+                values->fail(name,
+                             fmt::format("a pattern without numbers of more than {} digits is "
+                                         "expected",
+                                         longest_number));
             }
             try {
                 const std::regex check(pattern);

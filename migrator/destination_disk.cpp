@@ -3,6 +3,7 @@
 
 #include "migrator/ctl.h"
 #include "migrator/paths.h"
+#include "migrator/takeover.h"
 #include "nbd-proxy/record_store.h"
 
 #include <filesystem>
@@ -187,15 +188,7 @@ asio::awaitable<DiskStanding> DestinationDisk::standing() {
 
 DiskStanding recorded_standing(const std::string& vm, const std::string& disk) {
     const auto record = peek_record(paths().disk_state(vm, disk));
-    DiskStanding standing;
-    if (record) {
-        standing.role = record->role;
-        standing.stage = record->stage;
-        standing.generation = record->generation;
-        standing.migration = record->migration;
-        standing.may_have_run = record->may_have_run;
-    }
-    return standing;
+    return record ? standing_in(*record) : DiskStanding();
 }
 
 Json standing_json(const std::string& name, const DiskStanding& standing) {

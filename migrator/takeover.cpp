@@ -5,6 +5,16 @@
 
 namespace drover {
 
+DiskStanding standing_in(const Record& record) {
+    DiskStanding standing;
+    standing.role = record.role;
+    standing.stage = record.stage;
+    standing.generation = record.generation;
+    standing.migration = record.migration;
+    standing.may_have_run = record.may_have_run;
+    return standing;
+}
+
 bool is_promoted_by(const DiskStanding& standing, const std::string& migration) {
     return standing.migration == migration && standing.role != Role::replica &&
            (standing.stage == Stage::promoted || standing.stage == Stage::over);

@@ -40,6 +40,9 @@ private:
     bool may_run_ = false; // every disk is promoted, and none of them holds its writes
 };
 
+// in_use is not in a record.
+DiskStanding standing_in(const Record& record);
+
 // The disk belongs here by this migration.
 bool is_promoted_by(const DiskStanding& standing, const std::string& migration);
 

@@ -35,7 +35,7 @@ public:
     Disk(Agent& agent, size_t index) : DiskCaller(agent, agent.site(), index), agent_(agent) {}
 
     const std::string& name() const override { return name_; }
-    asio::awaitable<DiskStanding> standing() override { co_return recorded(); }
+    asio::awaitable<DiskStanding> standing() override { co_return standing_in(disk_.visible); }
     asio::awaitable<void> promote(std::string token) override {
         return process_.wait(do_promote(token));
     }
@@ -64,16 +64,6 @@ public:
     }
 
 private:
-    DiskStanding recorded() const {
-        const Record& record = disk_.visible;
-        DiskStanding standing;
-        standing.role = record.role;
-        standing.stage = record.stage;
-        standing.generation = record.generation;
-        standing.migration = record.migration;
-        standing.may_have_run = record.may_have_run;
-        return standing;
-    }
     void require_this_migration() const {
         if (disk_.visible.migration != agent_.migration_) {
             throw Error(ErrorKind::state, "nothing of this migration is here");
@@ -174,20 +164,30 @@ private:
 
 // --- the agent
 
-// One call at a time, in their order.
+// One call at a time.
 class Agent::Turn {
 public:
-    explicit Turn(Agent& agent) : agent_(agent) { agent_.busy_ = true; }
+    explicit Turn(bool& busy) : busy_(busy) { busy_ = true; }
     Turn(const Turn&) = delete;
     Turn& operator=(const Turn&) = delete;
-    ~Turn() {
-        agent_.busy_ = false;
-        ++agent_.served_;
-    }
+    ~Turn() { busy_ = false; }
 
 private:
-    Agent& agent_;
+    bool& busy_;
 };
+
+// The calls of a connection, in their order.
+template <typename Result>
+Task<Result> Agent::in_turn(uint64_t number, Task<Result> call) {
+    const auto free = [&] { return !busy_ && served_ + 1 == number; };
+    co_await world.until(free);
+    const Turn one(busy_);
+    ++served_;
+    if (over_) {
+        throw Error(ErrorKind::state, "the migration is over");
+    }
+    co_return co_await call;
+}
 
 Agent::Agent(World& its_world, size_t its_site, std::weak_ptr<Process> peer, std::string migration)
     : Process(its_world, its_site), peer_(std::move(peer)), migration_(std::move(migration)),
@@ -210,12 +210,6 @@ Agent::~Agent() {
     end();
 }
 
-void Agent::require_acting() const {
-    if (over_ || !acting_) {
-        throw Error(ErrorKind::state, over_ ? "the migration is over" : "nothing was prepared");
-    }
-}
-
 // Should whoever has started it be gone, or silent for too long.
 Task<> Agent::watch() {
     const auto lost = [this] {
@@ -236,7 +230,7 @@ Task<> Agent::watch() {
 Task<> Agent::abandon() {
     const auto free = [this] { return !busy_; };
     co_await world.until(free);
-    const Turn one(*this);
+    const Turn one(busy_);
     if (over_) {
         co_return;
     }
@@ -262,9 +256,10 @@ Task<> Agent::abandon() {
 }
 
 Task<> Agent::prepare(uint64_t number, uint64_t generation) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
+    return in_turn(number, do_prepare(generation));
+}
+
+Task<> Agent::do_prepare(uint64_t generation) {
     co_await run(steps_.step(JournalStep::prepare));
     acting_ = true;
     for (const auto& disk : disks_) {
@@ -279,23 +274,18 @@ Task<> Agent::prepare(uint64_t number, uint64_t generation) {
 }
 
 Task<std::vector<DiskStanding>> Agent::take_over(uint64_t number) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
-    if (over_) {
-        throw Error(ErrorKind::state, "the migration is over");
-    }
+    return in_turn(number, do_take_over());
+}
+
+Task<std::vector<DiskStanding>> Agent::do_take_over() {
     acting_ = true;
     co_return co_await run(takeover_->standing());
 }
 
+// Others are carried out meanwhile.
 Task<> Agent::loaded(uint64_t number) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    {
-        const Turn one(*this);
-        require_acting();
-    }
+    const auto now = []() -> Task<> { co_return; };
+    co_await in_turn(number, now());
     const auto settled = [this] {
         return over_ || vm_->ready() || vm_->at() == sim::Machine::none;
     };
@@ -306,36 +296,28 @@ Task<> Agent::loaded(uint64_t number) {
 }
 
 Task<> Agent::promote(uint64_t number, std::string token) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
-    require_acting();
-    co_await run(takeover_->promote(token));
+    return in_turn(number, run(takeover_->promote(std::move(token))));
 }
 
 Task<> Agent::run_vm(uint64_t number) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
-    require_acting();
-    co_await run(takeover_->run(false));
+    return in_turn(number, run(takeover_->run(false)));
 }
 
 Task<std::vector<std::string>> Agent::refuse(uint64_t number) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
-    require_acting();
+    return in_turn(number, do_refuse());
+}
+
+Task<std::vector<std::string>> Agent::do_refuse() {
     std::vector<std::string> tokens = co_await run(takeover_->refuse());
     over_ = true;
     co_return tokens;
 }
 
 Task<> Agent::supersede(uint64_t number, uint64_t generation) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
-    require_acting();
+    return in_turn(number, do_supersede(generation));
+}
+
+Task<> Agent::do_supersede(uint64_t generation) {
     for (const auto& disk : disks_) {
         co_await disk->supersede(generation);
     }
@@ -344,10 +326,10 @@ Task<> Agent::supersede(uint64_t number, uint64_t generation) {
 }
 
 Task<> Agent::finish(uint64_t number) {
-    const auto free = [&] { return !busy_ && served_ + 1 == number; };
-    co_await world.until(free);
-    const Turn one(*this);
-    require_acting();
+    return in_turn(number, do_finish());
+}
+
+Task<> Agent::do_finish() {
     co_await run(takeover_->finish());
     over_ = true;
 }

@@ -76,8 +76,14 @@ private:
     class Machine;
     class Turn;
 
+    template <typename Result>
+    Task<Result> in_turn(uint64_t number, Task<Result> call);
+    Task<> do_prepare(uint64_t generation);
+    Task<std::vector<DiskStanding>> do_take_over();
+    Task<std::vector<std::string>> do_refuse();
+    Task<> do_supersede(uint64_t generation);
+    Task<> do_finish();
     Task<> watch();
-    void require_acting() const;
 
     const std::weak_ptr<Process> peer_;
     const std::string migration_;

@@ -77,13 +77,7 @@ private:
         co_await wait_until_served();
         co_await process_.world.turn();
         co_await wait_until_served();
-        const Record& record = disk_.plugin->record();
-        DiskStanding standing;
-        standing.role = record.role;
-        standing.stage = record.stage;
-        standing.generation = record.generation;
-        standing.migration = record.migration;
-        standing.may_have_run = record.may_have_run;
+        DiskStanding standing = standing_in(disk_.plugin->record());
         standing.in_use = process_.world.vm().at[disk_.site] == sim::Machine::running;
         co_return standing;
     }

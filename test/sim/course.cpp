@@ -222,13 +222,15 @@ Task<bool> World::take_over(std::string quiesce_id) {
             co_await pause(1 + random.below(200));
         }
     }
-    for (bool promoted = plan.plain; !promoted;) {
+    for (bool finished_there = plan.plain; !finished_there;) {
         co_await until(served);
         std::optional<Error> failure;
         try {
             const auto promote = [&](Plugin& it) { return it.promote(migration_, token); };
             co_await operate(1, promote);
-            promoted = true;
+            const auto finish = [&](Plugin& it) { return it.finish(migration_); };
+            co_await operate(1, finish);
+            finished_there = true;
         } catch (const Error& error) {
             failure = error;
         }

@@ -27,8 +27,7 @@ Task<> Plugin::start() {
     if (started != record_) {
         co_await save(started);
     }
-    // Where a disk is moved by hand, its operator promotes it again at once.
-    unconfirmed_ = may_write(record_) && record_.stage == Stage::promoted && world_.plan.moves > 0;
+    unconfirmed_ = may_write(record_) && record_.stage == Stage::promoted;
     if (may_write(record_) && !unconfirmed_) {
         release();
     }

@@ -147,6 +147,9 @@ TEST_CASE("a template with a placeholder that nobody can fill is refused when it
     CHECK(refused("[hypervisor.qemu]\ncommand = [\"q\"]\n[hypervisor.qemu.values]\nx = \"(\"")
               .starts_with(
                   "drover.toml:4: 'hypervisor.qemu.values.x': a regular expression is expected"));
+    CHECK(refused("[hypervisor.qemu]\ncommand = [\"q\"]\n[hypervisor.qemu.values]\nx = "
+                  "\"[0-9]{6666666}\"")
+              .starts_with("drover.toml:4: 'hypervisor.qemu.values.x': a pattern without numbers"));
     CHECK(refused("[hypervisor.qemu]\ncommand = [\"q\"]\n[hypervisor.qemu.values]\nqmp = \".*\"")
               .starts_with("drover.toml:4: 'hypervisor.qemu.values.qmp': a name of"));
     CHECK(refused("[hypervisor.qemu]\ncommand = [\"q\"]\n[hypervisor.qemu.values]\nx = 3")
