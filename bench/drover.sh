@@ -3,18 +3,18 @@
 # shellcheck shell=bash disable=SC2034,SC2154
 
 # start_drover_pair SOURCE TARGET CASE: pid_of[from], pid_of[to]; clients use $work/from.sock.
-# The target is made anew; the record beside the source is kept from one pair to the next.
+# replicate_extra: more parameters of `replicate`, as JSON. The target is made anew; the record beside the source is kept from one pair to the next.
 start_drover_pair() {
     local size listen=(-U "$work/to.sock") status
     size=$(stat -c %s "$1")
     rm -rf "$2" "$2.drover" "$work"/{from,to}.{sock,ctl}
     if [[ $3 == tls ]]; then
         drover_port=$(free_port)
-        listen=(-i 127.0.0.1 -p "$drover_port" --tls=on --tls-psk="$work/tls/keys.psk")
+        listen=(-i "$to_address" -p "$drover_port" --tls=on --tls-psk="$work/tls/keys.psk")
     fi
-    start to nbdkit -f "${listen[@]}" -t 32 "$drover" "file=$2" role=destination \
+    start to "${to_in[@]}" nbdkit -f "${listen[@]}" -t 32 "$drover" "file=$2" role=destination \
         "size=$size" "control=$work/to.ctl"
-    start from nbdkit -f -U "$work/from.sock" -t 32 "$drover" "file=$1" "control=$work/from.ctl"
+    start from "${from_in[@]}" nbdkit -f -U "$work/from.sock" -t 32 "$drover" "file=$1" "control=$work/from.ctl"
     wait_for answers to "$work/to.ctl"
     wait_for answers from "$work/from.ctl"
     wait_for answers from "$work/from.sock"
@@ -32,9 +32,10 @@ start_drover_pair() {
         '{migration: $m, generation: $g, uuid, block_size}' <<<"$status")" >/dev/null
     replicate_params=$(jq -cn --arg m "$migration" --argjson g "$generation" \
         --arg key "$(psk_key)" --arg socket "$work/to.sock" --arg port "${drover_port:-0}" \
-        --arg case "$3" '{migration: $m, generation: $g, to: (if $case == "tls" then
-            {host: "127.0.0.1", port: ($port | tonumber), psk_user: "bench", psk_key: $key}
-            else {socket: $socket} end)}')
+        --arg case "$3" --arg host "$to_address" --argjson extra "${replicate_extra:-{\}}" \
+        '{migration: $m, generation: $g, to: (if $case == "tls" then
+            {host: $host, port: ($port | tonumber), psk_user: "bench", psk_key: $key}
+            else {socket: $socket} end)} + $extra')
     channel_open "$work/from.ctl"
     channel_send '{"jsonrpc":"2.0","id":1,"method":"subscribe","params":{"interval_ms":100}}'
     channel_wait '*"id":1*' 10

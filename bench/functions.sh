@@ -10,6 +10,8 @@ export LC_ALL=C
 declare -A pid_of socket_of
 servers=()
 work=
+# Where the two ends are, for bench/wan: words before a command, and the address that TLS listens on.
+from_in=() to_in=() to_address=127.0.0.1
 
 fail() {
     echo "${0##*/}: $*" >&2
@@ -129,7 +131,7 @@ listens() { # NAME PORT
         cat "$work/$1.log" >&2
         fail "$1 ended before it served anything"
     fi
-    [[ -n $(ss -Htln "sport = :$2") ]]
+    [[ -n $("${to_in[@]}" ss -Htln "sport = :$2") ]]
 }
 
 # One key for all, and AES unless a case says otherwise: GnuTLS prefers ChaCha20 on Debian, which is

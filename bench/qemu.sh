@@ -8,10 +8,10 @@ start_target() { # IMAGE SIZE CASE
     empty_image "$1" "$2"
     if [[ $3 == tls ]]; then
         port=$(free_port)
-        start target nbdkit -f -i 127.0.0.1 -p "$port" --tls=require \
+        start target "${to_in[@]}" nbdkit -f -i "$to_address" -p "$port" --tls=require \
             --tls-psk="$work/tls/keys.psk" file "$1"
         wait_for listens target "$port"
-        uri="nbds://bench@127.0.0.1:$port/?tls-psk-file=$work/tls/keys.psk"
+        uri="nbds://bench@$to_address:$port/?tls-psk-file=$work/tls/keys.psk"
     else
         start target nbdkit -f -U "$work/target.sock" file "$1"
         wait_for answers target "$work/target.sock"
@@ -26,13 +26,13 @@ start_qemu_pair() {
     start_target "$2" "$(stat -c %s "$1")" "$3"
     rm -f "$work"/qemu.{sock,qmp}
     if [[ $3 == tls ]]; then
-        address="\"type\": \"inet\", \"host\": \"127.0.0.1\", \"port\": \"$port\""
+        address="\"type\": \"inet\", \"host\": \"$to_address\", \"port\": \"$port\""
         tls='"tls-creds": "tls", '
         creds=(--object "tls-creds-psk,id=tls,endpoint=client,username=bench,dir=$work/tls")
     else
         address="\"type\": \"unix\", \"path\": \"$work/target.sock\""
     fi
-    start qemu qemu-storage-daemon "${creds[@]}" \
+    start qemu "${from_in[@]}" qemu-storage-daemon "${creds[@]}" \
         --blockdev "driver=file,node-name=from,filename=$1" \
         --nbd-server "addr.type=unix,addr.path=$work/qemu.sock" \
         --export nbd,id=disk,node-name=from,name=disk,writable=on \

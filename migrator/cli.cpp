@@ -125,6 +125,14 @@ void add_migrate(Program& program) {
         ->take_last()
         ->transform(CLI::Validator(check_rate, ""));
     command
+        ->add_option("--compress",
+                     migrate.compress,
+                     "Of the disks' data: auto (as far as it makes this link faster), zstd or none")
+        ->type_name("HOW")
+        ->take_last()
+        ->check(CLI::IsMember({"auto", "zstd", "none"}))
+        ->capture_default_str();
+    command
         ->add_option("--converge-timeout",
                      options->converge_timeout_s,
                      "Give up when it is not ready after so many seconds (default: never)")

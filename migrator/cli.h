@@ -32,6 +32,7 @@ struct MigrateOptions {
     bool detach = false; // --disk-only: the source fences itself and does not forward
     uint64_t downtime_ms = 300;
     uint64_t max_bandwidth = 0;               // bytes/s over all, 0: unlimited
+    std::string compress = "auto";            // or zstd, none
     std::chrono::seconds converge_timeout{0}; // 0: none
     bool verify = false;                      // compare both sides as they were at the switchover
     bool release_source = false;              // and then remove the images here

@@ -211,6 +211,7 @@ asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to) {
     Json params{{"migration", report_.migration},
                 {"generation", report_.generation},
                 {"to", std::move(to)},
+                {"compress", options_.compress},
                 {"downtime_ms", downtime_ms_}};
     if (max_bandwidth_ != 0) {
         params["max_bandwidth"] = std::max<uint64_t>(max_bandwidth_ / disks_.size(), 1);

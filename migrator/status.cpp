@@ -161,6 +161,17 @@ Json unfinished_migration(const std::string& vm) {
     }
 }
 
+// What compression makes of the data; empty where it gains nothing.
+std::string compression_text(const Json& replication) {
+    const Json compress = replication.value("compress", Json::object());
+    const uint64_t raw = compress.value("raw_bytes", uint64_t{0});
+    const uint64_t coded = compress.value("coded_bytes", uint64_t{0});
+    return coded == 0 || raw < coded + coded / 50
+               ? ""
+               : fmt::format(", compressed {:.1f}:1",
+                             static_cast<double>(raw) / static_cast<double>(coded));
+}
+
 std::string replication_text(const Json& status) {
     const Json replication = status.value("replication", Json());
     const Json replica = status.value("replica", Json());
@@ -171,11 +182,12 @@ std::string replication_text(const Json& status) {
             return phase + ": " + text_of(error);
         }
         const Json limit = replication.value("throttle_limit", Json());
-        return fmt::format("{}, {} dirty, lag {}, {}/s{}",
+        return fmt::format("{}, {} dirty, lag {}, {}/s{}{}",
                            phase,
                            format_size(replication.value("dirty_bytes", uint64_t{0})),
                            format_size(replication.value("lag_bytes", uint64_t{0})),
                            format_size(replication.value("drain_rate", uint64_t{0})),
+                           compression_text(replication),
                            limit.is_number() ? fmt::format(", writers slowed to {}/s",
                                                            format_size(limit.get<uint64_t>()))
                                              : "");

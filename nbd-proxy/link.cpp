@@ -105,6 +105,9 @@ Link::Link(StreamContext& context, NbdHandle handle, bool flushes)
 }
 
 Link::~Link() {
+    if (context_.compressor) {
+        context_.compressor->forget(this);
+    }
     // Requests live until libnbd is done with them, reads until the kernel is: both end here, in
     // this order.
     handle_.reset();
@@ -214,42 +217,86 @@ void Link::submit(int64_t cookie) {
     }
 }
 
-bool Link::send_frames() {
-    bool sent = false;
-    while (room() && (nbd_aio_get_direction(handle_.get()) & LIBNBD_AIO_DIRECTION_WRITE) == 0 &&
-           context_.pacer.wait_us(monotonic_us()) == 0) {
-        Frame* frame = waiting_;
+// Outside of the mutex: until it is acknowledged the frame is this link's.
+void Link::put_together(Frame& frame) {
+    if (frame.buffer.memory != nullptr) {
+        return;
+    }
+    FrameBuffer buffer = frame.data_length <= context_.buffers->capacity()
+                             ? context_.buffers->take()
+                             : BufferPool::allocate(frame.data_length);
+    std::byte* to = buffer.data();
+    for (const Frame::Piece& piece : frame.pieces) {
+        std::memcpy(to, piece.data.get(), piece.length);
+        to += piece.length;
+    }
+    frame.pieces.clear();
+    frame.buffer = std::move(buffer);
+}
+
+// As many as the compressor wants to have, else one at a time.
+void Link::take_frames() {
+    const size_t wanted = context_.compressor ? context_.compressor->depth() : 1;
+    while (next_.size() < wanted) {
+        Frame* frame = nullptr;
         {
             const std::lock_guard lock(tracked_.mutex);
-            if (frame == nullptr) {
-                frame = tracked_.source.next_frame();
-            }
-            if (frame == nullptr) {
-                break;
-            }
-            if (context_.plain && frame->after > tracked_.source.applied()) {
-                waiting_ = frame;
-                break;
-            }
+            frame = tracked_.source.next_frame();
         }
-        waiting_ = nullptr;
-        if (frame->buffer.memory == nullptr) {
-            // Put together outside of the mutex: until it is acknowledged the frame is this link's.
-            FrameBuffer buffer = frame->data_length <= context_.buffers->capacity()
-                                     ? context_.buffers->take()
-                                     : BufferPool::allocate(frame->data_length);
-            std::byte* to = buffer.data();
-            for (const Frame::Piece& piece : frame->pieces) {
-                std::memcpy(to, piece.data.get(), piece.length);
-                to += piece.length;
-            }
-            frame->pieces.clear();
-            frame->buffer = std::move(buffer);
+        if (frame == nullptr) {
+            return;
         }
+        put_together(*frame);
+        Compressor::Job& job = next_.emplace_back();
+        job.frame = frame;
+        if (!context_.compressor) {
+            job.done = true;
+            continue;
+        }
+        job.owner = this;
+        job.wake = [this] { wake(); };
+        context_.compressor->submit(job, guess_.worth_trying());
+    }
+}
+
+// Whether the first of next_ may be sent.
+bool Link::next_is_due() {
+    if (!next_.front().done) {
+        context_.coding_late = true;
+        return false;
+    }
+    if (context_.plain) {
+        const std::lock_guard lock(tracked_.mutex);
+        return next_.front().frame->after <= tracked_.source.applied();
+    }
+    return true;
+}
+
+bool Link::send_frames() {
+    bool sent = false;
+    if (context_.compressor && context_.compressor->depth() > 1) {
+        take_frames(); // what is coded meanwhile is ready when there is room
+    }
+    for (;;) {
+        if (!room() || (nbd_aio_get_direction(handle_.get()) & LIBNBD_AIO_DIRECTION_WRITE) != 0 ||
+            context_.pacer.wait_us(monotonic_us()) != 0) {
+            context_.link_full = true;
+            break;
+        }
+        take_frames();
+        if (next_.empty() || !next_is_due()) {
+            break;
+        }
+        const Compressor::Job& job = next_.front();
+        if (job.tried) {
+            guess_.tried(job.shrank);
+        }
+        Frame& frame = *job.frame;
+        next_.pop_front();
         if (context_.plain) {
-            send_plain(*frame);
+            send_plain(frame);
         } else {
-            send(*frame);
+            send(frame);
         }
         sent = true;
     }
@@ -258,13 +305,15 @@ bool Link::send_frames() {
 
 void Link::send(Frame& frame) {
     const size_t prefix = frame_prefix_size(frame.ops.size());
-    const std::span whole(frame.buffer.data() - prefix, prefix + frame.data_length);
+    const bool coded = frame.coded_length != 0;
+    const std::span whole(frame.buffer.data() - prefix,
+                          prefix + (coded ? frame.coded_length : frame.data_length));
     FrameHeader header;
     {
         const std::lock_guard lock(tracked_.mutex);
         header = tracked_.source.header_of(frame);
     }
-    encode_frame(whole, header, frame.ops);
+    encode_frame(whole, header, frame.ops, coded ? static_cast<uint32_t>(frame.data_length) : 0);
     const uint64_t now_us = monotonic_us();
     if (requests_.empty()) {
         window_.idle(now_us);
@@ -336,6 +385,7 @@ void Link::finish_requests() {
             error = error != 0 ? error : it->error;
             if (it->error == 0 && it->frame != nullptr) {
                 window_.acknowledged(it->bytes, it->sent_us, now_us);
+                context_.answered_bytes += it->bytes;
                 tracked_.source.acknowledged(it->frame);
             } else if (it->error == 0) {
                 tracked_.source.made_durable(it->flushed);

@@ -4,7 +4,7 @@
 #pragma once
 
 #include "nbd-proxy/backend.h"
-#include "nbd-proxy/buffer_pool.h"
+#include "nbd-proxy/compressor.h"
 #include "nbd-proxy/core/window.h"
 #include "nbd-proxy/nbd_handle.h"
 #include "nbd-proxy/reader_ring.h"
@@ -36,6 +36,10 @@ struct StreamContext {
     Backend& disk;
     std::shared_ptr<BufferPool> buffers;
     Pacer pacer;
+    std::unique_ptr<Compressor> compressor; // null: frames go as they are
+    // What held the links up since the last tick of the compressor.
+    std::atomic<bool> link_full{false}, coding_late{false};
+    std::atomic<uint64_t> answered_bytes{0};
     bool plain = false;          // any NBD server: frames are applied as requests of it
     uint64_t window_ceiling = 0; // bytes in flight on one link, at most
     std::atomic<uint64_t> sent_bytes{0};
@@ -96,6 +100,9 @@ private:
 
     bool room() const { return in_flight_ < window_.bytes(); }
     bool send_frames();
+    void take_frames();
+    bool next_is_due();
+    void put_together(Frame& frame);
     void send(Frame& frame);
     void send_plain(Frame& frame);
     void submit(int64_t cookie);
@@ -123,8 +130,9 @@ private:
     std::list<Request> requests_;
     size_t answered_ = 0; // of requests_, waiting for finish_requests
     uint64_t in_flight_ = 0;
-    uint64_t heard_us_ = 0;    // when the last answer was
-    Frame* waiting_ = nullptr; // plain: its turn has not come
+    uint64_t heard_us_ = 0;            // when the last answer was
+    std::deque<Compressor::Job> next_; // to be sent, in this order
+    ShrinkGuess guess_;
 
     std::optional<Extent> region_;
     uint64_t cursor_ = 0;

@@ -2,6 +2,7 @@
 #include "nbd-proxy/replica.h"
 
 #include "common/error.h"
+#include "nbd-proxy/frame_codec.h"
 
 #include <algorithm>
 
@@ -14,6 +15,21 @@ namespace {
 
 [[noreturn]] void shut() {
     throw Error(ErrorKind::state, "the replica takes no frames any more", ESHUTDOWN);
+}
+
+// Each of nbdkit's threads has a decoder and room for what it expands.
+std::span<const std::byte> expand(const DecodedFrame& frame) {
+    if (frame.raw_length == 0) {
+        return frame.data;
+    }
+    thread_local FrameDecoder decoder;
+    thread_local std::vector<std::byte> room;
+    room.resize(std::max<size_t>(room.size(), frame.raw_length));
+    const std::span raw(room.data(), frame.raw_length);
+    if (!decoder.decode(frame.data, raw)) {
+        refuse("its compressed data is damaged");
+    }
+    return raw;
 }
 
 } // namespace
@@ -49,10 +65,11 @@ void Replica::open_session(const FrameHeader& header) {
 void Replica::apply(std::span<const std::byte> bytes, bool fua) {
     received_bytes_ += bytes.size();
     std::string why;
-    const auto frame = decode_frame(bytes, image_.size(), &why);
+    auto frame = decode_frame(bytes, image_.size(), &why);
     if (!frame) {
         refuse(why);
     }
+    frame->data = expand(*frame);
     if (std::any_of(frame->ops.begin(), frame->ops.end(), [](const Op& op) {
             return op.type == OpType::fill;
         })) {

@@ -19,7 +19,7 @@ namespace drover {
 // the mark on disk, by one thread at a time; throws Error, and then the frame fails.
 struct ReplicaEvents {
     std::function<void(const StreamId&)> session; // the largest seen so far
-    std::function<void(Lsn)> base; // everything above it is applied again
+    std::function<void(Lsn)> base;                // everything above it is applied again
     std::function<void(bool consistent)> consistency;
     std::function<void(Lsn, const TokenHash&)> handover;
     std::function<void()> voided;
@@ -70,9 +70,9 @@ private:
     Applier applier_;
     bool closed_ = false;
     unsigned flushing_ = 0;
-    uint64_t openings_ = 0;     // steps of sessions that were opened
-    int failure_ = 0;           // errno of the first frame of the session that failed
-    std::mutex session_mutex_;  // one new session at a time; before mutex_
+    uint64_t openings_ = 0;    // steps of sessions that were opened
+    int failure_ = 0;          // errno of the first frame of the session that failed
+    std::mutex session_mutex_; // one new session at a time; before mutex_
 };
 
 } // namespace drover

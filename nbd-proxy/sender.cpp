@@ -5,6 +5,7 @@
 #include "nbd-proxy/stream_priority.h"
 
 #include <algorithm>
+#include <future>
 
 namespace drover {
 namespace {
@@ -47,6 +48,9 @@ Sender::Sender(std::shared_ptr<Tracked> tracked,
       downtime_ms_(options_.downtime_ms), rate_(tracked_->source.limits().frame_bytes) {
     context_.plain = options_.plain;
     context_.pacer.set_rate(options_.max_bandwidth);
+    if (options_.compress != Compress::none && !options_.plain) {
+        context_.compressor = std::make_unique<Compressor>(options_.compress, context_.buffers);
+    }
     context_.acknowledged = [this](bool in_sync) { acknowledged(in_sync); };
     tracked_->source.start(options_.migration, options_.stream);
 }
@@ -130,6 +134,26 @@ NbdHandle Sender::connect(const char* export_name) {
     return connect_nbd(to, place(to));
 }
 
+// Side by side: a connection takes some ten round trips. Those of the stream have joined the
+// session when this returns. Throws what the first one that failed did.
+std::vector<NbdHandle> Sender::connect_all(const std::vector<const char*>& export_names) {
+    std::vector<std::future<NbdHandle>> opening;
+    for (const char* const name : export_names) {
+        opening.push_back(std::async(std::launch::async, [this, name] {
+            NbdHandle handle = connect(name);
+            if (name == std::string_view("replica")) {
+                greet(handle.get(), std::nullopt);
+            }
+            return handle;
+        }));
+    }
+    std::vector<NbdHandle> handles;
+    for (std::future<NbdHandle>& one : opening) {
+        handles.push_back(one.get());
+    }
+    return handles;
+}
+
 // libnbd waits for as long as it takes, and a process that is stopped keeps its sockets.
 void Sender::await(nbd_handle* handle, int64_t command, const char* what) const {
     using Clock = std::chrono::steady_clock;
@@ -196,24 +220,16 @@ void Sender::greet(nbd_handle* handle, std::optional<Lsn> base) const {
 // base is told.
 void Sender::open_session() {
     std::vector<NbdHandle> handles;
-    NbdHandle state_handle;
-    handles.push_back(connect("replica"));
-    const unsigned count =
-        options_.plain && nbd_can_multi_conn(handles[0].get()) <= 0 ? 1 : options_.connections;
-    while (handles.size() < count) {
-        handles.push_back(connect("replica"));
-    }
     if (!options_.plain) {
-        state_handle = connect("state");
-        uint64_t session = 0;
         {
             const std::lock_guard lock(tracked_->mutex);
-            session = tracked_->source.stream().session + 1;
-            tracked_->source.begin_session(session);
+            tracked_->source.begin_session(tracked_->source.stream().session + 1);
         }
-        for (const NbdHandle& handle : handles) {
-            greet(handle.get(), std::nullopt);
-        }
+        std::vector<const char*> names(options_.connections, "replica");
+        names.push_back("state");
+        handles = connect_all(names);
+        const NbdHandle state_handle = std::move(handles.back());
+        handles.pop_back();
         const ReplicaState state = read_state(state_handle.get());
         if (state.uuid != options_.uuid || state.migration != options_.migration ||
             state.size != tracked_->source.geometry().disk_size) {
@@ -235,6 +251,13 @@ void Sender::open_session() {
         instance_ = state.instance;
         greet(handles[0].get(), base);
     } else {
+        handles.push_back(connect(""));
+        if (nbd_can_multi_conn(handles[0].get()) > 0) {
+            const std::vector<const char*> names(options_.connections - 1, "");
+            for (NbdHandle& more : connect_all(names)) {
+                handles.push_back(std::move(more));
+            }
+        }
         if (nbd_is_read_only(handles[0].get()) > 0) {
             throw Error(
                 ErrorKind::usage, fmt::format("{} is read-only", place(options_.to)), EROFS);
@@ -442,6 +465,18 @@ void Sender::measure(uint64_t now_us) {
         load.stalled = rate_.stalled();
     }
     tracked_->tick_throttle(load, now_us);
+    const bool full = context_.link_full.exchange(false),
+               late = context_.coding_late.exchange(false);
+    const uint64_t sent = context_.answered_bytes.exchange(0), since_us = measured_us_;
+    measured_us_ = now_us;
+    if (context_.compressor) {
+        using Bound = Compression::Bound;
+        context_.compressor->tick(sent,
+                                  now_us - since_us,
+                                  full   ? Bound::link
+                                  : late ? Bound::coding
+                                         : Bound::none);
+    }
 }
 
 // What is left to do decides, and the rates as they were measured last.
@@ -491,6 +526,9 @@ Sender::Status Sender::status() const {
     status.phase = phase_of(status.progress);
     status.error = error_;
     status.sent_bytes = context_.sent_bytes;
+    if (context_.compressor) {
+        status.compressed = context_.compressor->totals();
+    }
     status.drain_rate = rate_.bytes_per_s();
     status.write_rate = rate_.write_bytes_per_s();
     status.elapsed_ms = (now_us - started_us_) / 1000;

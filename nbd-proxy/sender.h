@@ -23,6 +23,7 @@ struct SenderOptions {
     unsigned connections = 2;
     uint64_t downtime_ms = 300;
     uint64_t max_bandwidth = 0;                  // bytes/s, 0: none
+    Compress compress = Compress::automatic;     // never for a plain server
     uint64_t window_bytes = 64 * MiB;            // in flight, at most, over all links
     std::chrono::milliseconds reconnect{30'000}; // how long a lost link may stay lost
     std::chrono::milliseconds tick{100};         // between two looks at the rates
@@ -37,6 +38,7 @@ public:
         std::string error; // of the last lost session, or why it failed
         Source::Progress progress;
         uint64_t sent_bytes = 0;
+        Compressor::Totals compressed;
         uint64_t drain_rate = 0, write_rate = 0; // bytes/s
         uint64_t elapsed_ms = 0, lag_ms = 0;
         std::optional<uint64_t>
@@ -77,6 +79,7 @@ private:
     void interrupt();
     void open_session();
     NbdHandle connect(const char* export_name);
+    std::vector<NbdHandle> connect_all(const std::vector<const char*>& export_names);
     void await(nbd_handle* handle, int64_t command, const char* what) const;
     ReplicaState read_state(nbd_handle* handle) const;
     void greet(nbd_handle* handle, std::optional<Lsn> base) const;
@@ -97,6 +100,7 @@ private:
     std::atomic<Phase> phase_{Phase::connecting};
     std::atomic<uint64_t> downtime_ms_;
     const uint64_t started_us_ = monotonic_us();
+    uint64_t measured_us_ = started_us_; // the supervisor's
 
     std::array<std::byte, 16> instance_{}; // the destination's process in the last session
     bool had_session_ = false;

@@ -32,6 +32,14 @@ const char* to_string(Sender::Phase phase) {
     return "failed";
 }
 
+Compress compress_param(const Json& params) {
+    const std::string mode = rpc::optional_string_param(params, "compress").value_or("auto");
+    if (mode != "auto" && mode != "zstd" && mode != "none") {
+        throw Error(ErrorKind::usage, "parameter 'compress': auto, zstd or none is expected");
+    }
+    return mode == "auto" ? Compress::automatic : mode == "zstd" ? Compress::zstd : Compress::none;
+}
+
 } // namespace
 
 SourceControl::SourceControl(const DiskContext& context, Forwarding& forwarding)
@@ -54,8 +62,14 @@ std::shared_ptr<Sender> SourceControl::sender() const {
 }
 
 Json SourceControl::replicate(const Json& params) {
-    rpc::only_params(
-        params, {"migration", "generation", "to", "connections", "downtime_ms", "max_bandwidth"});
+    rpc::only_params(params,
+                     {"migration",
+                      "generation",
+                      "to",
+                      "connections",
+                      "downtime_ms",
+                      "max_bandwidth",
+                      "compress"});
     const std::lock_guard one(context_.control);
     if (tracked_) {
         throw Error(ErrorKind::state, "a replication is under way: `cancel` it first");
@@ -85,6 +99,7 @@ Json SourceControl::replicate(const Json& params) {
     sending.downtime_ms =
         rpc::optional_uint_param(params, "downtime_ms").value_or(sending.downtime_ms);
     sending.max_bandwidth = rpc::optional_uint_param(params, "max_bandwidth").value_or(0);
+    sending.compress = compress_param(params);
     sending.plain = to.contains("uri");
     sending.to = peer_options(context_.options, to, stream_key);
     stream_key_file_ = sending.to.psk_file;
@@ -441,6 +456,10 @@ Json SourceControl::status(const Record& now) const {
             {"delta_bytes", sending.progress.delta_bytes},
             {"zero_bytes", sending.progress.zero_bytes},
             {"sent_bytes", sending.sent_bytes},
+            {"compress",
+             {{"level", sending.compressed.level},
+              {"raw_bytes", sending.compressed.raw_bytes},
+              {"coded_bytes", sending.compressed.coded_bytes}}},
             {"drain_rate", sending.drain_rate},
             {"write_rate", sending.write_rate},
             {"eta_ms", sending.eta_ms ? Json(*sending.eta_ms) : Json()},

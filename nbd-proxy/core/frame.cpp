@@ -15,7 +15,7 @@ static_assert(std::endian::native == std::endian::little,
 
 constexpr uint32_t frame_magic = 0x46565244; // "DRVF"
 constexpr uint32_t state_magic = 0x53565244; // "DRVS"
-constexpr uint8_t codec_none = 0;
+constexpr uint8_t codec_none = 0, codec_zstd = 1;
 constexpr uint8_t flag_open = 1, flag_base = 2;
 // The checksum stands first and covers everything behind it, in one piece.
 constexpr size_t checksum_size = sizeof(Hash128);
@@ -95,12 +95,15 @@ std::string to_string(const MigrationId& id) {
     return hex;
 }
 
-void encode_frame(std::span<std::byte> frame, const FrameHeader& header, std::span<const Op> ops) {
+void encode_frame(std::span<std::byte> frame,
+                  const FrameHeader& header,
+                  std::span<const Op> ops,
+                  uint32_t raw_length) {
     const auto data_length = static_cast<uint32_t>(frame.size() - frame_prefix_size(ops.size()));
     Writer out(frame.data() + checksum_size);
     out.put(frame_magic);
     out.put(wire_version);
-    out.put(codec_none);
+    out.put(raw_length == 0 ? codec_none : codec_zstd);
     out.put(static_cast<uint8_t>((header.open ? flag_open : 0) | (header.base ? flag_base : 0)));
     out.put(header.migration);
     put_stream(out, header.stream);
@@ -109,8 +112,8 @@ void encode_frame(std::span<std::byte> frame, const FrameHeader& header, std::sp
     out.put(header.after.v);
     out.put(header.base ? header.base->v : uint64_t{0});
     out.put(static_cast<uint32_t>(ops.size()));
-    out.put(data_length); // raw
-    out.put(data_length); // coded
+    out.put(raw_length == 0 ? data_length : raw_length);
+    out.put(data_length);
     out.put(uint32_t{0});
     for (const Op& op : ops) {
         out.put(op.where.offset);
@@ -142,7 +145,8 @@ decode_frame(std::span<const std::byte> frame, uint64_t disk_size, std::string* 
     if (checksum != hash128(frame.data() + checksum_size, frame.size() - checksum_size)) {
         return fail<Result>(why, "wrong checksum");
     }
-    if (const auto codec = in.get<uint8_t>(); codec != codec_none) {
+    const auto codec = in.get<uint8_t>();
+    if (codec != codec_none && codec != codec_zstd) {
         return fail<Result>(why, fmt::format("unknown codec {}", codec));
     }
     const auto flags = in.get<uint8_t>();
@@ -161,7 +165,10 @@ decode_frame(std::span<const std::byte> frame, uint64_t disk_size, std::string* 
     if (in.get<uint32_t>() != 0 || (flags & ~(flag_open | flag_base)) != 0) {
         return fail<Result>(why, "unknown flags");
     }
-    if (count > max_frame_ops || raw_length > max_frame_data || coded_length != raw_length ||
+    // What does not shrink is not coded.
+    const bool lengths = codec == codec_none ? coded_length == raw_length
+                                             : coded_length > 0 && coded_length < raw_length;
+    if (count > max_frame_ops || raw_length > max_frame_data || !lengths ||
         frame.size() != frame_prefix_size(count) + coded_length) {
         return fail<Result>(why, "lengths do not fit together");
     }
@@ -213,6 +220,7 @@ decode_frame(std::span<const std::byte> frame, uint64_t disk_size, std::string* 
         return fail<Result>(why, "the data is not as long as its operations say");
     }
     decoded.data = frame.subspan(frame_prefix_size(count));
+    decoded.raw_length = codec == codec_none ? 0 : raw_length;
     return decoded;
 }
 

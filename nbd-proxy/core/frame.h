@@ -80,13 +80,18 @@ constexpr size_t frame_prefix_size(size_t ops) {
 }
 
 // Writes header, table and checksum into frame[0, frame_prefix_size(ops.size())); the data of
-// the operations must stand behind them already, up to the end of the span.
-void encode_frame(std::span<std::byte> frame, const FrameHeader& header, std::span<const Op> ops);
+// the operations must stand behind them already, up to the end of the span. raw_length: of that
+// data, where what stands there is coded (nbd-proxy/frame_codec.h); 0: it is not.
+void encode_frame(std::span<std::byte> frame,
+                  const FrameHeader& header,
+                  std::span<const Op> ops,
+                  uint32_t raw_length = 0);
 
 struct DecodedFrame {
     FrameHeader header;
     std::vector<Op> ops;
     std::span<const std::byte> data; // into what was decoded: of all operations, in order
+    uint32_t raw_length = 0;         // of the data, where it is coded; 0: it is not
 };
 
 // Checks everything that can be checked without the disk's state: magic, version, checksum,

@@ -52,7 +52,8 @@ struct Frame {
     std::vector<Piece> pieces;
     FrameBuffer buffer;
     uint64_t data_length = 0;
-    uint64_t log_bytes = 0; // what it holds of the log's budget
+    uint32_t coded_length = 0; // of `buffer`, where its link had it compressed; 0: as it is
+    uint64_t log_bytes = 0;    // what it holds of the log's budget
     uint64_t logged_us = 0; // its oldest operation
     bool durable = false;   // send with FUA
     bool acked = false;

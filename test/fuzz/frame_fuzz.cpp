@@ -4,6 +4,7 @@
 // right checksum in, bit 1 takes the bytes as a state.
 #include "nbd-proxy/core/checksum.h"
 #include "nbd-proxy/core/frame.h"
+#include "nbd-proxy/frame_codec.h"
 #include "test/fuzz/check.h"
 
 using namespace drover;
@@ -45,15 +46,21 @@ void check_frame(std::span<const std::byte> bytes) {
                    (op.where.end() <= disk_size && op.where.end() > op.where.offset));
         data_length += has_data(op.type) ? op.where.length : 0;
     }
-    FUZZ_CHECK(data_length == frame->data.size());
+    const size_t coded_length = frame->data.size();
+    FUZZ_CHECK(data_length == (frame->raw_length == 0 ? coded_length : frame->raw_length));
+    if (frame->raw_length != 0) {
+        static FrameDecoder decoder;
+        std::vector<std::byte> raw(frame->raw_length);
+        static_cast<void>(decoder.decode(frame->data, raw)); // true or false, within its bounds
+    }
     FUZZ_CHECK(frame->header.open || frame->header.after < frame->header.first);
 
     const size_t prefix = frame_prefix_size(frame->ops.size());
     std::vector<std::byte> again(prefix + frame->data.size());
     std::copy(frame->data.begin(), frame->data.end(), again.begin() + ptrdiff_t(prefix));
-    encode_frame(again, frame->header, frame->ops);
+    encode_frame(again, frame->header, frame->ops, frame->raw_length);
     const auto back = decode_frame(again, disk_size, &why);
-    FUZZ_CHECK(back && back->ops == frame->ops);
+    FUZZ_CHECK(back && back->ops == frame->ops && back->raw_length == frame->raw_length);
     FUZZ_CHECK(back->header.first == frame->header.first &&
                back->header.stream == frame->header.stream &&
                back->header.base == frame->header.base);

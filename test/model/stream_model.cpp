@@ -11,6 +11,7 @@
 #include "test/model/requests.h"
 #include "test/model/site.h"
 
+#include <array>
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
@@ -46,6 +47,7 @@ struct Plan {
     uint64_t hot = 0; // bytes at the start that half of the requests go to
     std::chrono::microseconds idle{0};
     uint64_t block_size = 0, log_memory = 0, connections = 0, max_bandwidth = 0;
+    const char* compress = "none";
 };
 
 Plan make_plan(Random& random) {
@@ -59,6 +61,7 @@ Plan make_plan(Random& random) {
     plan.log_memory = below(random, 5) == 0 ? 256 * KiB : 64 * MiB;
     plan.connections = 1 + below(random, 4);
     plan.max_bandwidth = below(random, 3) == 0 ? 20 * MiB : 0;
+    plan.compress = std::array{"none", "auto", "zstd"}[below(random, 3)];
     return plan;
 }
 
@@ -231,6 +234,7 @@ public:
                        {"generation", 2},
                        {"to", {{"socket", destination_->socket()}}},
                        {"connections", plan_.connections},
+                       {"compress", plan_.compress},
                        {"max_bandwidth", plan_.max_bandwidth}});
         for (unsigned i = 0; i < cuts; ++i) {
             std::this_thread::sleep_for(std::chrono::microseconds(below(random_, 150'000)));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "nbd-proxy/core/checksum.h"
+#include "nbd-proxy/frame_codec.h"
 #include "nbd-proxy/replica.h"
 
 #include "test/unit/memory_backend.h"
@@ -113,6 +114,38 @@ TEST_CASE("replica: frames are applied, and marks told") {
     CHECK(bytes[2] == std::byte{1});
     CHECK(f.state().applied.v == 8);
     CHECK(f.state().durable.v == 7);
+}
+
+TEST_CASE("replica: compressed frames are applied, and nothing of a damaged one is") {
+    Fixture f;
+    f.open_session();
+    const std::vector<Op> ops{{OpType::write, {0, 3000}}, {OpType::zero, {100, 50}}, {OpType::write, {8192, 3000}}};
+    const std::vector<std::byte> data(6000, std::byte{7});
+    std::vector<std::byte> coded(6000);
+    coded.resize(FrameEncoder().encode(data, coded, 1));
+    REQUIRE(!coded.empty());
+    const auto send = [&](uint64_t first, uint32_t raw_length, size_t damaged_at) {
+        std::vector<std::byte> frame(frame_prefix_size(ops.size()) + coded.size());
+        std::copy(coded.begin(), coded.end(), frame.end() - static_cast<ptrdiff_t>(coded.size()));
+        if (damaged_at < coded.size()) {
+            frame[frame.size() - coded.size() + damaged_at] ^= std::byte{0xff};
+        }
+        std::vector<Op> table = ops;
+        table[2].where.length = raw_length - 3000;
+        encode_frame(frame, f.header(first, table.size(), 0), table, raw_length);
+        f.replica->apply(frame, false);
+    };
+    CHECK(errno_of([&] { send(1, 6000, 0); }) == EINVAL);
+    CHECK(errno_of([&] { send(1, 6001, coded.size()); }) == EINVAL);
+    CHECK(errno_of([&] { send(1, 5999, coded.size()); }) == EINVAL);
+    CHECK(f.image.changes == 0);
+    send(1, 6000, coded.size());
+    const auto bytes = f.image.bytes();
+    CHECK(bytes[99] == std::byte{7});
+    CHECK(bytes[100] == std::byte{0});
+    CHECK(bytes[8192 + 2999] == std::byte{7});
+    CHECK(bytes[8192 + 3000] == std::byte{0});
+    CHECK(f.state().applied.v == 3);
 }
 
 TEST_CASE("replica: a frame waits until its turn has come") {
