@@ -30,7 +30,7 @@ struct Program {
 // "20M": bytes per second.
 std::string check_rate(std::string& text) {
     const auto bytes = parse_size(text);
-    if (!bytes || *bytes == 0) {
+    if (!bytes) {
         return fmt::format("a rate in bytes per second is expected, such as 20M or 1G, not {}",
                            text);
     }
@@ -84,11 +84,31 @@ void add_serve(Program& program) {
     });
 }
 
+template <typename Value>
+CLI::Option* add_downtime(CLI::App& command, Value& value) {
+    return command
+        .add_option("--downtime", value, "Longest pause for the last of disks and memory, in ms")
+        ->type_name("MS")
+        ->take_last()
+        ->check(CLI::Range(1, 600000));
+}
+
+template <typename Value>
+void add_bandwidth(CLI::App& command, Value& value, const std::string& none) {
+    command
+        .add_option("--max-bandwidth",
+                    value,
+                    fmt::format("Bytes per second over all links, such as 20M ({})", none))
+        ->type_name("RATE")
+        ->take_last()
+        ->transform(CLI::Validator(check_rate, ""));
+}
+
 void add_migrate(Program& program) {
     struct Options {
         std::string vm;
         MigrateOptions migrate;
-        uint64_t converge_timeout_s = 0;
+        uint64_t converge_timeout_s = 0, stall_timeout_s = 600;
     };
     auto options = std::make_shared<Options>();
     MigrateOptions& migrate = options->migrate;
@@ -109,21 +129,8 @@ void add_migrate(Program& program) {
             throw CLI::RequiredError("migrate: HOST");
         }
     });
-    command
-        ->add_option("--downtime",
-                     migrate.downtime_ms,
-                     "Longest pause for the last of disks and memory, in ms")
-        ->type_name("MS")
-        ->take_last()
-        ->check(CLI::Range(1, 600000))
-        ->capture_default_str();
-    command
-        ->add_option("--max-bandwidth",
-                     migrate.max_bandwidth,
-                     "Bytes per second over all links, such as 20M (default: no limit)")
-        ->type_name("RATE")
-        ->take_last()
-        ->transform(CLI::Validator(check_rate, ""));
+    add_downtime(*command, migrate.downtime_ms)->capture_default_str();
+    add_bandwidth(*command, migrate.max_bandwidth, "default: 0, no limit");
     command
         ->add_option("--compress",
                      migrate.compress,
@@ -139,6 +146,14 @@ void add_migrate(Program& program) {
         ->type_name("S")
         ->take_last()
         ->check(CLI::Range(1, 31536000));
+    command
+        ->add_option("--stall-timeout",
+                     options->stall_timeout_s,
+                     "Give up when the disks get no nearer for so many seconds; 0: never")
+        ->type_name("S")
+        ->take_last()
+        ->check(CLI::Range(0, 31536000))
+        ->capture_default_str();
     auto* disk_only = command->add_flag(
         "--disk-only", migrate.disk_only, "Move the disks; the VM stays and reaches them there");
     command
@@ -162,6 +177,7 @@ void add_migrate(Program& program) {
     command->final_callback([&program, options] {
         program.chosen = [options] {
             options->migrate.converge_timeout = std::chrono::seconds(options->converge_timeout_s);
+            options->migrate.stall_timeout = std::chrono::seconds(options->stall_timeout_s);
             const SiteConfig site = load_site_config();
             const VmFile vm = load_vm_file(site, options->vm, HostCheck::must_exist);
             return run_migrate(site, vm, options->migrate);
@@ -225,6 +241,25 @@ void add_abort(Program& program) {
     add_vm(*command, *vm);
     command->final_callback(
         [&program, vm] { program.chosen = [vm] { return run_abort(load_site_config(), *vm); }; });
+}
+
+void add_set(Program& program) {
+    struct Options {
+        std::string vm;
+        SetOptions set;
+    };
+    auto options = std::make_shared<Options>();
+    CLI::App* command =
+        program.app.add_subcommand("set", "Change the limits of a migration while it runs");
+    add_vm(*command, options->vm);
+    CLI::App* limits = command->add_option_group("LIMITS")->require_option(1, 2);
+    add_bandwidth(*limits, options->set.max_bandwidth, "0: no limit");
+    add_downtime(*limits, options->set.downtime_ms);
+    command->final_callback([&program, options] {
+        program.chosen = [options] {
+            return run_set(load_site_config(), options->vm, options->set);
+        };
+    });
 }
 
 void add_recover(Program& program) {
@@ -315,6 +350,7 @@ int run_cli(int argc, char** argv) {
     add_serve(program);
     add_migrate(program);
     add_status(program);
+    add_set(program);
     add_abort(program);
     add_recover(program);
     add_verify(program);

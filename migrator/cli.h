@@ -34,6 +34,7 @@ struct MigrateOptions {
     uint64_t max_bandwidth = 0;               // bytes/s over all, 0: unlimited
     std::string compress = "auto";            // or zstd, none
     std::chrono::seconds converge_timeout{0}; // 0: none
+    std::chrono::seconds stall_timeout{600};  // without progress of the disks; 0: none
     bool verify = false;                      // compare both sides as they were at the switchover
     bool release_source = false;              // and then remove the images here
     bool dry_run = false;                     // both sites check, nothing is started
@@ -55,6 +56,11 @@ struct RecoverOptions {
 int run_serve(const SiteConfig& site, const std::string& name_or_path, bool foreground);
 // `drover serve --stop`.
 int run_serve_stop(const SiteConfig& site, const std::string& name_or_path);
+struct SetOptions {
+    std::optional<uint64_t> max_bandwidth, downtime_ms; // as in MigrateOptions
+};
+// `drover set`: changes a migration that runs. Returns the exit status; throws Error.
+int run_set(const SiteConfig& site, const std::string& name_or_path, const SetOptions& options);
 // `drover abort`: asks the coordinator; where none runs, cancels at the plugins. Returns
 // the exit status; throws Error.
 int run_abort(const SiteConfig& site, const std::string& name_or_path);

@@ -34,6 +34,8 @@ Json replicate_target(const std::string& address, const Json& disk, const std::s
             {"psk_key", key}};
 }
 
+constexpr uint64_t progress_bytes = 1 << 20;
+
 // "{disk}" in it stands for the disk's name.
 std::string uri_of(std::string uri, const std::string& disk) {
     constexpr std::string_view placeholder = "{disk}";
@@ -221,30 +223,46 @@ asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to) {
 
 // --- copy: until all disks are ready
 
+Error Migration::not_ready(const std::string& since) const {
+    uint64_t dirty = 0, drain = 0, writes = 0;
+    for (const auto& disk : disks_) {
+        dirty += disk->left_bytes();
+        drain += disk->number("drain_rate");
+        writes += disk->number("write_rate");
+    }
+    return Error(ErrorKind::timeout,
+                 fmt::format("the disks are not ready {}: {} to go, the link takes {}/s, the guest "
+                             "writes {}/s",
+                             since,
+                             format_size(dirty),
+                             format_size(drain),
+                             format_size(writes)));
+}
+
 asio::awaitable<void> Migration::copy() {
-    const auto limit = options_.converge_timeout;
+    const auto limit = options_.converge_timeout, patience = options_.stall_timeout;
     const Deadline deadline = limit.count() == 0 ? no_deadline : Clock::now() + limit;
+    Deadline stalled = no_deadline;
+    uint64_t least = std::numeric_limits<uint64_t>::max(); // of what was left
     const auto ready = [](const auto& disk) { return disk->ready(); };
     while (!std::all_of(disks_.begin(), disks_.end(), ready)) {
         show_progress();
-        const bool woken = co_await changed_.wait_until(deadline);
-        if (woken) {
+        uint64_t left = 0;
+        for (const auto& disk : disks_) {
+            left += disk->left_bytes();
+        }
+        // What comes and goes with the guest's writes is no progress.
+        if (left < least && least - left >= std::min(progress_bytes, least / 16)) {
+            least = left;
+            stalled = patience.count() == 0 ? no_deadline : Clock::now() + patience;
+        }
+        if (co_await changed_.wait_until(std::min(deadline, stalled))) {
             continue;
         }
-        uint64_t dirty = 0, drain = 0, writes = 0;
-        for (const auto& disk : disks_) {
-            dirty += disk->number("dirty_bytes") + disk->number("lag_bytes");
-            drain += disk->number("drain_rate");
-            writes += disk->number("write_rate");
-        }
-        throw Error(
-            ErrorKind::timeout,
-            fmt::format("the disks are not ready after {} s (--converge-timeout): {} to go, the "
-                        "link takes {}/s, the guest writes {}/s",
-                        limit.count(),
-                        format_size(dirty),
-                        format_size(drain),
-                        format_size(writes)));
+        throw deadline <= stalled
+            ? not_ready(fmt::format("after {} s (--converge-timeout)", limit.count()))
+            : not_ready(
+                  fmt::format("and get no nearer for {} s (--stall-timeout)", patience.count()));
     }
     show_progress();
     report_.times.ready = Clock::now();

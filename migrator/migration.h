@@ -51,6 +51,7 @@ private:
     asio::awaitable<void> check_peer();
     asio::awaitable<void> prepare();
     asio::awaitable<void> copy();
+    Error not_ready(const std::string& since) const;
     asio::awaitable<void> memory();
     asio::awaitable<void> switch_over();
     asio::awaitable<void> verify();

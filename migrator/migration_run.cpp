@@ -218,7 +218,7 @@ void Migration::show_progress() {
     line.memory = memory_;
     for (const auto& disk : disks_) {
         line.total_bytes += disk->status().value("size", uint64_t{0});
-        line.left_bytes += disk->number("dirty_bytes") + disk->number("lag_bytes");
+        line.left_bytes += disk->left_bytes();
         line.sent_bytes += disk->number("sent_bytes");
         line.rate += disk->number("drain_rate");
         if (const uint64_t eta = disk->number("eta_ms"); eta > line.eta_ms.value_or(0)) {

@@ -59,6 +59,8 @@ public:
     std::string phase() const;
     // A number of the last replication seen, also when it has ended since; 0 if there is none.
     uint64_t number(const char* key) const;
+    // Dirty, or on its way and not acknowledged.
+    uint64_t left_bytes() const { return number("dirty_bytes") + number("lag_bytes"); }
     bool ready() const;
 
     // What another coordinator has begun, and not lived to end.

@@ -140,3 +140,22 @@ expect_text err "limits.disk-size"
 sed -i '/limits/,$d' b/drover.toml
 expect 0 migrate vm5 --disk-only --detach
 drover serve --stop vm5
+
+echo "# data that shrinks takes fewer bytes; and the limits are changed while it runs"
+truncate -s 64M a/images/vm7-root.img
+seq 5000000 | dd of=a/images/vm7-root.img conv=notrunc bs=1M iflag=fullblock status=none
+cp a/images/vm7-root.img root.img
+printf 'name = "vm7"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' \
+    "$tmp/a/images/vm7-root.img" >a/vm.d/vm7.toml
+drover serve vm7
+migrate vm7 --disk-only --detach --compress zstd --max-bandwidth 16K --json >set.out 2>set.err &
+migration=$!
+copies() { [[ $(drover ctl vm7/root status | jq -r .replication.phase) == bulk ]]; }
+wait_for 20 copies
+expect 2 drover set vm7
+expect 0 drover set vm7 --max-bandwidth 0 --downtime 500
+wait $migration || fail "it failed: $(cat set.err)"
+at_b drover serve --stop vm7
+cmp root.img b/images/vm7/root.img
+sent=$(jq 'select(.event=="report").bytes_sent' set.out)
+((sent < 20 * 1024 * 1024)) || fail "$sent bytes were sent for 40 MiB of text"

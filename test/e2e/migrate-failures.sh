@@ -124,6 +124,11 @@ printf '#!/bin/sh\nexit 0\n' >veto
 expect 1 "${command[@]}" "${slow[@]}" --converge-timeout 2
 expect_text err "not ready after 2 s"
 as_before 0x17
+expect 1 "${command[@]}" --max-bandwidth 1K --stall-timeout 3
+expect_text err "get no nearer for 3 s (--stall-timeout)"
+as_before 0x17
+expect 1 drover set vm --max-bandwidth 0
+expect_text err "no migration is running"
 
 echo "# the destination's disk is full"
 if [[ $(id -u) == 0 ]]; then

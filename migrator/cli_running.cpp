@@ -1,4 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+// What is asked of a migration that runs: `drover abort` and `drover set`.
 #include "migrator/cli.h"
 #include "migrator/ctl.h"
 #include "migrator/paths.h"
@@ -13,7 +14,7 @@ using rpc::Json;
 // A coordinator answers when the VM runs at the source again and the destination is cleaned up:
 // that may take a round trip or two, or the time-out of a dead link.
 constexpr std::chrono::seconds abort_timeout{120};
-constexpr std::chrono::seconds cancel_timeout{30};
+constexpr std::chrono::seconds cancel_timeout{30}, set_timeout{30};
 
 std::optional<ControlClient> connect_if_there(const std::string& path) {
     try {
@@ -70,6 +71,23 @@ int run_abort(const SiteConfig& site, const std::string& name_or_path) {
     if (!cancelled) {
         throw Error(ErrorKind::state, fmt::format("{}: no migration is running", vm.name));
     }
+    return exit_done;
+}
+
+int run_set(const SiteConfig& site, const std::string& name_or_path, const SetOptions& options) {
+    const KnownVm vm = find_known(site, name_or_path);
+    auto coordinator = connect_if_there(paths().migrate_socket(vm.name));
+    if (!coordinator) {
+        throw Error(ErrorKind::state, fmt::format("{}: no migration is running", vm.name));
+    }
+    Json limits = Json::object();
+    if (options.max_bandwidth) {
+        limits["max_bandwidth"] = *options.max_bandwidth;
+    }
+    if (options.downtime_ms) {
+        limits["downtime_ms"] = *options.downtime_ms;
+    }
+    coordinator->call("set", limits, set_timeout);
     return exit_done;
 }
 
