@@ -22,6 +22,11 @@ void Source::start(const MigrationId& migration, StreamId stream) {
     migration_ = migration;
     stream_ = stream;
     map_.mark_all();
+    if (limits_.compare_first) {
+        never_queued_.assign(geometry().blocks(), true);
+    } else {
+        compared_to(geometry().disk_size);
+    }
 }
 
 // --- guest path
@@ -185,7 +190,7 @@ std::optional<Extent> Source::claim_region() {
         const uint64_t begin = (start + i) % regions * limits_.region_bytes;
         const Extent region{begin, std::min(limits_.region_bytes, size - begin)};
         const auto dirty = next_dirty(region.offset, size);
-        if (!dirty) {
+        if (!dirty || std::max(*dirty, region.end()) > compared_to_) {
             i += regions - begin / limits_.region_bytes; // on to the start of the disk
             continue;
         }
@@ -278,6 +283,7 @@ void Source::commit_capture(const Capture& capture,
     for (uint64_t i = 0; i < capture.blocks; ++i) {
         map_.clear(capture.first_block + i);
     }
+    queued(capture.first_block, capture.blocks);
     if (ops.empty()) {
         return;
     }
@@ -300,10 +306,78 @@ void Source::commit_hole(Extent range, uint64_t now_us) {
             map_.clear(block);
         }
     }
+    queued(geometry().block_of(range.offset), end - geometry().block_of(range.offset));
     Batch batch;
     batch.ops = {{OpType::trim, range}};
     append(std::move(batch), now_us);
     totals_.zero_bytes += range.length;
+}
+
+// --- what the destination has already
+
+// A block is dirty as a whole until this. Its first capture is what comes first: a clean one has
+// had it.
+void Source::queued(uint64_t first_block, uint64_t blocks) {
+    if (limits_.compare_first) {
+        const auto first = never_queued_.begin() + static_cast<ptrdiff_t>(first_block);
+        std::fill(first, first + static_cast<ptrdiff_t>(blocks), false);
+    }
+}
+
+Source::Question Source::next_question(uint64_t block, uint64_t most) const {
+    const auto begin = never_queued_.begin();
+    const auto first =
+        std::find(begin + static_cast<ptrdiff_t>(std::min(block, never_queued_.size())),
+                  never_queued_.end(),
+                  true);
+    const auto last = std::find(first, never_queued_.end(), false);
+    return {static_cast<uint64_t>(first - begin),
+            std::min(most, static_cast<uint64_t>(last - first)),
+            stream_.session};
+}
+
+Source::Capture Source::begin_compare(uint64_t first_block, uint64_t blocks) const {
+    Capture capture;
+    capture.first_block = first_block;
+    capture.blocks = blocks;
+    capture.lock_range = geometry().bytes_of(first_block, blocks);
+    for (uint64_t block = first_block; block < first_block + blocks; ++block) {
+        capture.versions.push_back(version(block));
+    }
+    return capture;
+}
+
+uint64_t Source::commit_same(const Capture& same, const Question& asked) {
+    uint64_t count = 0;
+    for (uint64_t i = 0; i < same.blocks; ++i) {
+        const uint64_t block = same.first_block + i;
+        if (asked.session != stream_.session || block < asked.first_block ||
+            block >= asked.first_block + asked.blocks) {
+            continue; // not what was asked, or not whom
+        }
+        if (!never_queued_[block]) {
+            continue; // what was queued may have been applied after it was hashed there
+        }
+        if (version(block) != same.versions[i]) {
+            continue; // written here since it was read
+        }
+        map_.clear(block);
+        never_queued_[block] = false;
+        const Extent bytes = geometry().bytes_of(block, 1);
+        const Lsn durable_with(last_.v + 1);
+        if (same_.empty() || same_.back().last != durable_with) {
+            same_.push_back({durable_with, {}});
+        }
+        std::vector<Extent>& ranges = same_.back().ranges;
+        if (!ranges.empty() && ranges.back().end() == bytes.offset) {
+            ranges.back().length += bytes.length;
+        } else {
+            ranges.push_back(bytes);
+        }
+        totals_.same_bytes += bytes.length;
+        ++count;
+    }
+    return count;
 }
 
 // --- stream
@@ -438,8 +512,10 @@ void Source::retire_front() {
 
 void Source::made_durable(Lsn lsn) {
     durable_ = std::max(durable_, lsn);
-    while (!undurable_.empty() && undurable_.front().last <= durable_) {
-        undurable_.pop_front();
+    for (std::deque<Undurable>* const entries : {&undurable_, &same_}) {
+        while (!entries->empty() && entries->front().last <= durable_) {
+            entries->pop_front();
+        }
     }
 }
 
@@ -493,12 +569,14 @@ Lsn Source::resume(Lsn applied, Lsn durable, bool same_instance) {
         made_durable(std::min(durable, applied_));
         // It does not count itself as consistent any more; what is sent again makes it so.
         turn_inconsistent();
-        for (const Undurable& lost : undurable_) {
-            for (const Extent& range : lost.ranges) {
-                map_.mark(range);
+        for (std::deque<Undurable>* const entries : {&undurable_, &same_}) {
+            for (const Undurable& lost : *entries) {
+                for (const Extent& range : lost.ranges) {
+                    map_.mark(range);
+                }
             }
+            entries->clear();
         }
-        undurable_.clear();
         durable_ = applied_; // what was lost is dirty: nothing below is owed any more
         retract_marks();
         if (handover_ == Handover::queued) {

@@ -17,6 +17,7 @@
 #include "nbd-proxy/core/overlap_index.h"
 #include "nbd-proxy/core/range_lock.h"
 
+#include <algorithm>
 #include <cstddef>
 #include <deque>
 #include <map>
@@ -71,6 +72,9 @@ public:
         uint64_t frame_bytes = 256 * KiB; // data of a frame, as a rule
         uint64_t region_bytes = 32 * MiB; // what one link captures in a row
         size_t frame_ops = 256;
+        // The destination has something already: nothing is captured before it was compared, or
+        // compared_to() has passed it.
+        bool compare_first = false;
     };
 
     struct Progress {
@@ -80,6 +84,7 @@ public:
             0; // when the oldest operation not yet acknowledged was logged; 0: none
         Lsn last, applied, durable;
         uint64_t captured_bytes = 0, delta_bytes = 0, zero_bytes = 0;
+        uint64_t same_bytes = 0;  // found to be there already
         uint64_t acked_bytes = 0; // data of acknowledged frames: what the drain rate is made of
         bool in_sync = false;
     };
@@ -142,6 +147,24 @@ public:
                         uint64_t now_us);
     // With the range held, which reads as zeroes and consists of whole blocks.
     void commit_hole(Extent range, uint64_t now_us);
+
+    // --- what the destination has already (docs/design.md, "Hash skip")
+    // Blocks whose hashes it is asked for. Its answer is about them as long as nothing is queued
+    // for them, and in this session: another process there may have lost what this one had.
+    struct Question {
+        uint64_t first_block = 0, blocks = 0;
+        uint64_t session = 0;
+    };
+    // The next blocks from `block` on, at most so many, for which nothing was queued since the
+    // start; none: 0 blocks.
+    Question next_question(uint64_t block, uint64_t most) const;
+    // Blocks to be read here and compared with an answer.
+    Capture begin_compare(uint64_t first_block, uint64_t blocks) const;
+    // With its lock_range held, where all of it was as the answer says. Each block for which that
+    // still counts is clean, with nothing to send. Answers with how many are.
+    uint64_t commit_same(const Capture& same, const Question& asked);
+    // What is dirty before this offset may be captured, region by region.
+    void compared_to(uint64_t offset) { compared_to_ = std::max(compared_to_, offset); }
 
     // --- stream
     void start(const MigrationId& migration, StreamId stream);
@@ -210,6 +233,7 @@ private:
     void set_after(Frame& frame);
     void retract_marks();
     void retire_front();
+    void queued(uint64_t first_block, uint64_t blocks);
     uint32_t& version(uint64_t block) { return versions_[block % versions_.size()]; }
     uint32_t version(uint64_t block) const { return versions_[block % versions_.size()]; }
 
@@ -221,6 +245,8 @@ private:
 
     uint64_t capture_cursor_ = 0; // where the next region is looked for
     std::vector<Extent> claimed_;
+    uint64_t compared_to_ = 0;       // with compare_first
+    std::vector<bool> never_queued_; // by block, with compare_first
 
     MigrationId migration_{};
     StreamId stream_;
@@ -234,7 +260,10 @@ private:
     std::map<uint64_t, Frame>::iterator resend_ = frames_.end(); // from here on: send again
     OverlapIndex unacked_;
     std::deque<Undurable> undurable_; // applied, not known to be durable
-    bool consistent_ = false;         // the mark was sent, nothing turned dirty since
+    // The same there, which may have been in its page cache only. Durable with an LSN that was
+    // given later: a flush that was asked for before does not tell.
+    std::deque<Undurable> same_;
+    bool consistent_ = false; // the mark was sent, nothing turned dirty since
 
     Handover handover_ = Handover::none;
     TokenHash token_hash_{};

@@ -44,8 +44,10 @@ Task<> Plugin::replicate(std::string migration, uint64_t generation) {
     if (again) {
         world_.hit(Probe::stream_again);
     }
+    Source::Limits limits = world_.plan.limits;
+    limits.compare_first = !world_.plan.plain && world_.random.chance(50);
     auto tracked = std::make_shared<TrackedDisk>(
-        world_.plan.disks[disk_.index], world_.plan.granularity, world_.plan.limits);
+        world_.plan.disks[disk_.index], world_.plan.granularity, limits);
     tracked->source.start(parse_migration_id(migration).value(),
                           {record_.generation, record_.stream_counter, 0});
     cancelled_ = false;
@@ -243,6 +245,8 @@ Task<> Plugin::close_replica() {
 }
 
 void Plugin::make_replica() {
+    // What an fsync has lost may still be in the cache, and would be taken for what is there.
+    disk_.image->reread();
     const std::string migration = record_.migration;
     const uint64_t generation = record_.generation;
     const Step voided = [=](const Record& before) {

@@ -68,6 +68,16 @@ public:
         }
     }
 
+    // What is there is synced, and read from storage again: what a sync has lost before is lost.
+    void reread() {
+        end_sync(begin_sync());
+        for (const Extent& range : lost_) {
+            std::memcpy(now_.data() + range.offset, safe_.data() + range.offset, range.length);
+            changed(range, false);
+        }
+        lost_.clear();
+    }
+
     // The host dies: of what was not synced any sectors may be there or not.
     void crash(Random& random) {
         unsafe_.insert(unsafe_.end(), lost_.begin(), lost_.end());

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Links: what link.cpp does on each connection of a session.
 #include "nbd-proxy/zero_scan.h"
+#include "test/sim/plugin.h"
 #include "test/sim/replica.h"
 
 namespace drover::sim {
@@ -235,6 +236,72 @@ Task<> Stream::capture(std::shared_ptr<Region> region, Source::Capture found) {
     }
     source_.settle(world_.now());
     --region->under_way;
+}
+
+// --- what is there already
+
+Task<> Stream::compare() {
+    const std::weak_ptr<Plugin> process = there_.plugin;
+    const auto answers = [&] {
+        return !world_.partitioned && !silent_ && there_.plugin != nullptr &&
+               there_.plugin == process.lock();
+    };
+    // In doubt what is dirty is sent, beside it.
+    const bool beside = world_.random.chance(30);
+    if (beside) {
+        source_.compared_to(source_.geometry().disk_size);
+    }
+    Source::Question asked;
+    for (uint64_t next = 0;; next = asked.first_block + asked.blocks) {
+        asked = source_.next_question(next, world_.random.between(1, beside ? 16 : 4));
+        if (asked.blocks == 0) {
+            break;
+        }
+        co_await world_.pause(world_.arrival() - world_.now());
+        std::vector<Content> there;
+        for (uint64_t i = 0; i < asked.blocks; ++i) {
+            const Extent bytes = source_.geometry().bytes_of(asked.first_block + i, 1);
+            Content content(bytes.length);
+            const uint64_t middle = world_.random.below(bytes.length + 1);
+            co_await world_.until(answers);
+            std::memcpy(content.data(), &there_.image->now()[bytes.offset], middle);
+            co_await world_.turn();
+            co_await world_.until(answers);
+            std::memcpy(content.data() + middle,
+                        &there_.image->now()[bytes.offset] + middle,
+                        bytes.length - middle);
+            there.push_back(std::move(content));
+        }
+        co_await world_.pause(world_.arrival() - world_.now() +
+                              (beside ? world_.random.below(2000) : 0));
+        for (uint64_t i = 0; i < asked.blocks; ++i) {
+            co_await compare_block(asked.first_block + i, asked, std::move(there[i]));
+        }
+        source_.compared_to(source_.geometry().bytes_of(asked.first_block, asked.blocks).end());
+    }
+    source_.compared_to(source_.geometry().disk_size);
+}
+
+Task<> Stream::compare_block(uint64_t block, Source::Question asked, Content there) {
+    const Source::Capture same = source_.begin_compare(block, 1);
+    const Extent bytes = same.lock_range;
+    const Content& disk = here_.image->now();
+    Content here(bytes.length);
+    const uint64_t middle = world_.random.below(bytes.length + 1);
+    std::memcpy(here.data(), &disk[bytes.offset], middle);
+    co_await world_.turn();
+    std::memcpy(here.data() + middle, &disk[bytes.offset] + middle, bytes.length - middle);
+    if (here != there) {
+        co_return;
+    }
+    co_await world_.turn();
+    const TrackedDisk::Range held(world_, *tracked_, bytes);
+    const auto granted = [&] { return held.granted(); };
+    co_await world_.until(granted);
+    co_await world_.turn();
+    world_.hit(source_.commit_same(same, asked) == 1 ? Probe::same : Probe::same_no_more);
+    world_.trace("{}: block {} is there", here_.name(), block);
+    co_await world_.turn();
 }
 
 // --- the loop

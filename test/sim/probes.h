@@ -16,6 +16,8 @@ namespace drover::sim {
     probe(captured_again, "captures read again") \
     probe(hole, "holes captured") \
     probe(hole_written, "holes that were written") \
+    probe(same, "blocks found to be there") \
+    probe(same_no_more, "blocks that were, and were written meanwhile") \
     probe(write_failed, "guest's writes that failed") \
     probe(write_resent, "guest's requests sent again") \
     probe(not_wanted, "writes whose data was not wanted") \

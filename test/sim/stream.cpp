@@ -211,6 +211,9 @@ Task<> Stream::open_session() {
     for (const ConnectionPtr& connection : connections_) {
         world_.spawn(links_owner_, link(connection, std::exchange(first, false)));
     }
+    if (source_.limits().compare_first) {
+        world_.spawn(links_owner_, compare());
+    }
 }
 
 } // namespace drover::sim

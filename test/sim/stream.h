@@ -94,6 +94,8 @@ private:
     Task<> link(ConnectionPtr connection, bool flushes);
     Task<> capture(std::shared_ptr<Region> region, Source::Capture found);
     Task<> hole(std::shared_ptr<Region> region, Extent range);
+    Task<> compare();
+    Task<> compare_block(uint64_t block, Source::Question asked, Content there);
     bool capture_step(std::shared_ptr<Region>& region);
     void send(const ConnectionPtr& connection, Frame& frame);
     void send_flush(Connection& connection);

@@ -238,6 +238,15 @@ std::shared_ptr<GuestRequest> Vm::make_request(size_t index) {
             request->data[i] =
                 static_cast<std::byte>(1 + (request->id * 131 + (offset + i) / 16) % 255);
         }
+        if (random.chance(8)) {
+            // What the other site has there: old content comes back.
+            const uint64_t block = world_.plan.disks[index].block_size;
+            const uint64_t begin = round_down(offset, block);
+            request->where = {begin, std::min(block, size - begin)};
+            const auto old = world_.disk(1 - last_site_, index).image->now().begin() +
+                             static_cast<ptrdiff_t>(begin);
+            request->data.assign(old, old + static_cast<ptrdiff_t>(request->where.length));
+        }
     }
     return request;
 }

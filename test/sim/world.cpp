@@ -204,7 +204,18 @@ World::World(uint64_t seed, Rule broken, bool trace, Probes& probes)
         for (size_t i = 0; i < count; ++i) {
             disks_[site].push_back(std::make_unique<Disk>(Disk{*this, site, i}));
             Disk& disk = *disks_[site].back();
-            disk.image.emplace(first_content(random, plan.disks[i].disk_size));
+            Content content = first_content(random, plan.disks[i].disk_size);
+            for (uint64_t at = 0; site == 1 && at < content.size(); at += hole_unit) {
+                // An old copy.
+                if (random.chance(50)) {
+                    const auto from =
+                        disks_[0][i]->image->now().begin() + static_cast<ptrdiff_t>(at);
+                    std::copy_n(from,
+                                std::min(hole_unit, content.size() - at),
+                                content.begin() + static_cast<ptrdiff_t>(at));
+                }
+            }
+            disk.image.emplace(std::move(content));
             for (uint64_t unit = 0; unit * hole_unit < disk.image->size(); ++unit) {
                 if (random.chance(70)) {
                     disk.image->dig(unit);

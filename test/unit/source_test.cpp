@@ -429,7 +429,7 @@ TEST_CASE("source: another process of the destination has what was durable, no m
     Fixture f;
     f.capture_all();
     const auto frames = f.frames();
-    REQUIRE(frames.size() == 3); // two captures of four blocks, and the mark
+    REQUIRE(frames.size() == 3);        // two captures of four blocks, and the mark
     const Lsn first = frames[0]->first; // of the first capture; acknowledged frames are gone
     for (Frame* frame : frames) {
         f.source.acknowledged(frame);
@@ -558,4 +558,165 @@ TEST_CASE("source: what cannot be in one frame is not put into one") {
     CHECK(frames[3]->data_length == 2 * MiB);
     CHECK((frames[3]->data_length <= max_frame_data));
     CHECK_FALSE(f.source.wants_data({0, max_frame_data + 1}));
+}
+
+// --- what the destination has already
+
+namespace {
+
+struct Comparing : Fixture {
+    explicit Comparing(uint64_t region_blocks = 8)
+        : Fixture(8, {.region_bytes = region_blocks * block, .compare_first = true}) {}
+
+    // Blocks that are the same there, as it said when it was asked.
+    uint64_t same(uint64_t first, uint64_t blocks, const Source::Question& asked) {
+        return same(source.begin_compare(first, blocks), asked);
+    }
+    uint64_t same(const Source::Capture& read, const Source::Question& asked) {
+        lock(read.lock_range);
+        const uint64_t count = source.commit_same(read, asked);
+        unlock();
+        return count;
+    }
+    Source::Question ask(uint64_t from = 0) { return source.next_question(from, 8); }
+};
+
+} // namespace
+
+TEST_CASE("source: what is the same there is clean, and not sent") {
+    Comparing f;
+    const Source::Question asked = f.ask();
+    CHECK(asked.first_block == 0);
+    CHECK(asked.blocks == 8);
+    CHECK_FALSE(f.source.claim_region()); // not before it was compared
+    CHECK(f.same(0, 3, asked) == 3);
+    CHECK(f.same(4, 4, asked) == 4);
+    CHECK(f.source.progress().same_bytes == 7 * block);
+    CHECK(f.source.progress().dirty_bytes == block);
+    CHECK(f.frames().empty());
+    CHECK(f.ask().first_block == 3);
+    f.source.compared_to(8 * block);
+    CHECK(f.source.claim_region());
+    f.in_sync();
+    CHECK(f.source.progress().captured_bytes == block);
+    CHECK(f.ask().blocks == 0);
+    f.write({0, 512}); // logged like on any clean block
+    CHECK(f.source.progress().delta_bytes == 512);
+}
+
+TEST_CASE("source: an answer does not count for a block that was written since it was read here") {
+    Comparing f;
+    const Source::Question asked = f.ask();
+    const Source::Capture read = f.source.begin_compare(0, 3);
+    SUBCASE("by a write") {
+        f.write({block + 5, 10});
+    }
+    SUBCASE("by a zero") {
+        f.zero({block, 1});
+    }
+    SUBCASE("by a write that failed") {
+        f.spoil({2 * block - 1, 1});
+    }
+    CHECK(f.same(read, asked) == 2);
+    CHECK(f.source.progress().dirty_bytes == 6 * block);
+    CHECK(f.same(1, 1, asked) == 1); // read again
+}
+
+TEST_CASE("source: an answer does not count for a block for which something was queued") {
+    Comparing f;
+    Source::Question asked;
+    SUBCASE("since it was asked") {
+        asked = f.ask();
+    }
+    Source::Capture capture = f.source.begin_capture(0, 2 * block, 2 * block);
+    f.commit(capture);
+    SUBCASE("before it was asked") {
+        asked = {0, 8, f.source.stream().session};
+    }
+    SUBCASE("as a hole") {
+        asked = f.ask();
+        f.lock({2 * block, block});
+        f.source.commit_hole({2 * block, block}, ++f.now_us);
+        f.unlock();
+        f.spoil({2 * block, block});
+        CHECK(f.same(2, 1, asked) == 0);
+        return;
+    }
+    f.spoil({0, 2 * block}); // dirty as a whole, and as it was when it was asked
+    CHECK(f.same(0, 3, asked) == 1);
+    CHECK(f.source.progress().dirty_bytes == 7 * block);
+    CHECK(f.ask(0).first_block == 3);
+}
+
+TEST_CASE("source: an answer does not count in another session, nor for what was not asked") {
+    Comparing f;
+    const Source::Question asked = f.source.next_question(2, 2);
+    CHECK(f.same(0, 8, asked) == 2);
+    const Source::Question before = f.ask(4);
+    f.source.begin_session(1);
+    CHECK(f.same(4, 4, before) == 0);
+    f.source.resume(Lsn(0), Lsn(0), true);
+    CHECK(f.same(4, 4, before) == 0);
+    CHECK(f.same(4, 4, f.ask(4)) == 4);
+}
+
+TEST_CASE("source: what was the same is dirty again where the destination may have lost it") {
+    Comparing f;
+    CHECK(f.same(0, 2, f.ask()) == 2);
+    f.source.compared_to(8 * block);
+    SUBCASE("nothing was durable") {
+        f.source.begin_session(1);
+        f.source.resume(Lsn(0), Lsn(0), false);
+        CHECK(f.source.progress().dirty_bytes == 8 * block);
+        CHECK(f.ask().first_block == 2); // not asked for again
+    }
+    SUBCASE("a flush was asked for before") {
+        f.source.made_durable(f.source.applied());
+        f.source.begin_session(1);
+        f.source.resume(Lsn(0), Lsn(0), false);
+        CHECK(f.source.progress().dirty_bytes == 8 * block);
+    }
+    SUBCASE("the same instance") {
+        f.source.begin_session(1);
+        f.source.resume(Lsn(0), Lsn(0), true);
+        CHECK(f.source.progress().dirty_bytes == 6 * block);
+    }
+    SUBCASE("a flush was asked for after something later was applied") {
+        f.capture_all();
+        CHECK(f.same(2, 6, f.ask()) == 0);
+        f.acknowledge_all();
+        f.source.made_durable(f.source.applied());
+        const Lsn durable = f.source.applied();
+        f.source.begin_session(1);
+        f.source.resume(durable, durable, false);
+        CHECK(f.source.progress().dirty_bytes == 0);
+    }
+}
+
+TEST_CASE("source: regions are captured as far as they were compared") {
+    Comparing f(2);
+    f.source.compared_to(3 * block);
+    const auto first = f.source.claim_region();
+    REQUIRE(first);
+    CHECK((*first == Extent{0, 2 * block}));
+    CHECK_FALSE(f.source.claim_region());
+    f.source.compared_to(4 * block);
+    const auto second = f.source.claim_region();
+    REQUIRE(second);
+    CHECK((*second == Extent{2 * block, 2 * block}));
+    f.source.compared_to(8 * block);
+    CHECK(f.source.claim_region());
+    CHECK(f.source.claim_region());
+    CHECK_FALSE(f.source.claim_region());
+}
+
+TEST_CASE("source: a disk that is there as a whole is handed over") {
+    Comparing f;
+    CHECK(f.same(0, 8, f.ask()) == 8);
+    f.source.compared_to(8 * block);
+    CHECK((f.hand_over() == Source::Handover::durable));
+    CHECK(f.source.progress().captured_bytes == 0);
+    f.source.begin_session(1);
+    f.source.resume(Lsn(0), Lsn(0), false);
+    CHECK(f.source.progress().dirty_bytes == 0);
 }
