@@ -59,6 +59,9 @@ public:
     // than write zeroes out.
     virtual void zero(Extent where, bool may_punch, bool fast, bool fua) = 0;
     virtual void cache(Extent where) = 0;
+    // Flushes, and reads what comes next from storage, as far as it can be told to: what an earlier
+    // process's flush has lost may still be in the page cache.
+    virtual void drop_cache() { flush(); }
     // Extents from where.offset on, in order, without gaps, at least one, until where.end()
     // or earlier (a caller asks again from there). one: only the first is wanted.
     virtual std::vector<BackendExtent> extents(Extent where, bool one) = 0;

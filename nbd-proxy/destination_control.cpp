@@ -50,7 +50,23 @@ rpc::Json DestinationControl::prepare(const rpc::Json& params) {
     // An image that left here comes back under its own name.
     context_.record.unfence_image();
     make_replica();
-    return {{"refusal_hash", replica.refusal_hash}};
+    return {{"refusal_hash", replica.refusal_hash}, {"empty", is_empty()}};
+}
+
+// Whether it is known that there is nothing but zeroes: then nothing of it is worth a comparison.
+bool DestinationControl::is_empty() const {
+    const uint64_t size = context_.backend.size();
+    for (uint64_t at = 0; at < size;) {
+        if (!context_.backend.features().can_extents) {
+            return false;
+        }
+        const BackendExtent first = context_.backend.extents({at, size - at}, true).at(0);
+        if (!first.zero) {
+            return false;
+        }
+        at += first.length;
+    }
+    return true;
 }
 
 void DestinationControl::close_replica() {
@@ -65,6 +81,11 @@ void DestinationControl::close_replica() {
 }
 
 void DestinationControl::make_replica() {
+    try {
+        context_.backend.drop_cache(); // before anybody asks for hashes
+    } catch (const Error&) {
+        // Every later flush fails too, so nothing of it will count.
+    }
     const Record now = context_.record.get();
     const ReplicaIdentity identity{.uuid = uuid_bytes(now.uuid),
                                    .boot = boot_id(),

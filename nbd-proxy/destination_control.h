@@ -53,6 +53,7 @@ public:
 
 private:
     void make_replica();
+    bool is_empty() const;
 
     const DiskContext& context_;
     Forwarding& forwarding_;

@@ -51,6 +51,10 @@ public:
         }
         check_sync(); // another thread's call may have been told of the loss instead of ours
     }
+    void drop_cache() override {
+        flush();
+        posix_fadvise(fd_.get(), 0, 0, POSIX_FADV_DONTNEED); // advice: no reason to fail
+    }
 
 protected:
     RawBackend(UniqueFd fd, std::string name, uint64_t size, bool read_only)

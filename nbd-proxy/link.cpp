@@ -509,6 +509,7 @@ bool Link::capture_holes() {
             const auto dirty = tracked_.source.next_dirty(cursor_, geometry.disk_size);
             if (!dirty) {
                 scanning_ = false;
+                context_.holes_known = true;
                 break;
             }
             cursor_ = *dirty;

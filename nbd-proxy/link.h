@@ -47,6 +47,8 @@ struct StreamContext {
     // At the stop: wait for the answers to what was sent. Not where a connection was lost: a frame
     // on another may wait for what that one carried.
     std::atomic<bool> take_answers{false};
+    // The holes of the whole disk have been captured.
+    std::atomic<bool> holes_known{false};
     // Frames were: others may have to look again. Called by any link's thread.
     std::function<void(bool in_sync)> acknowledged;
 };

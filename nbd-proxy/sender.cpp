@@ -2,6 +2,7 @@
 #include "nbd-proxy/sender.h"
 
 #include "common/error.h"
+#include "nbd-proxy/hash_snapshot.h"
 #include "nbd-proxy/stream_priority.h"
 
 #include <algorithm>
@@ -19,6 +20,8 @@ constexpr size_t registered_buffers = 24;
 constexpr milliseconds answer_limit{30'000};
 // The same once the stream is to end, and how soon that is noticed.
 constexpr milliseconds goodbye{2000}, ending_tick{100};
+// So many sessions without one hash: then what is there is not known, and all is sent.
+constexpr unsigned most_fruitless = 3;
 
 // Worth another session: the link was lost, nobody said no.
 bool may_come_back(const Error& error) {
@@ -53,6 +56,8 @@ Sender::Sender(std::shared_ptr<Tracked> tracked,
     }
     context_.acknowledged = [this](bool in_sync) { acknowledged(in_sync); };
     tracked_->source.start(options_.migration, options_.stream);
+    comparing_ = tracked_->source.limits().compare_first;
+    context_.holes_known = !disk.features().can_extents;
 }
 
 void Sender::give_up_start() {
@@ -279,12 +284,58 @@ void Sender::open_session() {
         }
     }
     had_session_ = true;
+    comparer_ = open_comparer();
 
     const std::lock_guard lock(mutex_);
     tls_ = nbd_get_tls_negotiated(handles[0].get()) > 0;
     context_.window_ceiling = options_.window_bytes / handles.size();
     for (NbdHandle& handle : handles) {
         links_.push_back(std::make_unique<Link>(context_, std::move(handle), links_.empty()));
+    }
+}
+
+// --- what the destination has already
+
+// Null where there is nothing to compare, or no way to.
+std::unique_ptr<Comparer> Sender::open_comparer() {
+    if (!comparing_) {
+        return nullptr;
+    }
+    if (fruitless_++ < most_fruitless) {
+        try {
+            return std::make_unique<Comparer>(
+                context_, connect("hashes"), hash_seed(options_.uuid));
+        } catch (const Error& error) {
+            if (ending_) {
+                throw;
+            }
+        }
+    }
+    give_up_comparing();
+    return nullptr;
+}
+
+// What may be there is sent all the same.
+void Sender::give_up_comparing() {
+    comparing_ = false;
+    {
+        const std::lock_guard lock(tracked_->mutex);
+        tracked_->source.compared_to(tracked_->source.geometry().disk_size);
+    }
+    wake();
+}
+
+// Throws where the connection was lost, which ends the session.
+void Sender::compare(Comparer& comparer) {
+    try {
+        comparing_ = !comparer.run();
+        fruitless_ = comparer.has_answers() ? 0 : fruitless_;
+    } catch (const Error& error) {
+        fruitless_ = comparer.has_answers() ? 0 : fruitless_;
+        if (error.sys_errno() == ENOTCONN) {
+            throw;
+        }
+        give_up_comparing();
     }
 }
 
@@ -322,6 +373,18 @@ std::string Sender::run_session(int& error) {
             links.push_back(link.get());
         }
     }
+    const auto end_session = [&](const std::string& reason, int reason_errno, bool connected) {
+        const std::lock_guard lock(mutex);
+        const std::lock_guard watching(mutex_);
+        if (!over) {
+            over = true;
+            why = reason;
+            error = reason_errno;
+            context_.take_answers = ending_ || connected;
+        }
+        any_ended = true;
+        stopping_.notify_all();
+    };
     const auto run_link = [&](Link* link) {
         lower_stream_priority();
         std::string reason;
@@ -335,25 +398,25 @@ std::string Sender::run_session(int& error) {
             reason = caught.what();
             reason_errno = EIO;
         }
-        {
-            const std::lock_guard lock(mutex);
-            const std::lock_guard watching(mutex_);
-            if (!over) {
-                over = true;
-                why = reason;
-                error = reason_errno;
-                context_.take_answers = ending_ || link->connected();
-            }
-            any_ended = true;
-            stopping_.notify_all();
-        }
+        end_session(reason, reason_errno, link->connected());
         if (context_.take_answers) {
             link->take_answers();
+        }
+    };
+    const auto run_comparer = [&] {
+        lower_stream_priority();
+        try {
+            compare(*comparer_);
+        } catch (const std::exception& caught) {
+            end_session(caught.what(), ENOTCONN, comparer_->connected());
         }
     };
     try {
         for (Link* const link : links) {
             threads.emplace_back(run_link, link);
+        }
+        if (comparer_) {
+            threads.emplace_back(run_comparer);
         }
     } catch (const std::exception& caught) {
         // Those that run are ended below; the guest's disk goes on.
@@ -375,6 +438,7 @@ std::string Sender::run_session(int& error) {
         const std::lock_guard lock(mutex_);
         context_.stop = context_.take_answers = ending_.load();
     }
+    comparer_.reset();
     std::vector<std::unique_ptr<Link>> ended;
     {
         const std::lock_guard lock(mutex_);
@@ -453,8 +517,8 @@ void Sender::measure(uint64_t now_us) {
     }
     const DrainRate::Totals totals{.acknowledged = progress.acked_bytes,
                                    .made = progress.captured_bytes + progress.delta_bytes +
-                                           progress.dirty_bytes,
-                                   .zeroes = progress.zero_bytes,
+                                           progress.same_bytes + progress.dirty_bytes,
+                                   .zeroes = progress.zero_bytes + progress.same_bytes,
                                    .left = progress.dirty_bytes + progress.lag_bytes};
     Throttle::Load load{.left = totals.left, .ready = phase_ == Phase::ready || progress.in_sync};
     {

@@ -3,6 +3,7 @@
 // the other while that helps, runs the links, and measures how it goes.
 #pragma once
 
+#include "nbd-proxy/comparer.h"
 #include "nbd-proxy/core/drain_rate.h"
 #include "nbd-proxy/link.h"
 
@@ -78,6 +79,9 @@ public:
 private:
     void interrupt();
     void open_session();
+    std::unique_ptr<Comparer> open_comparer();
+    void give_up_comparing();
+    void compare(Comparer& comparer);
     NbdHandle connect(const char* export_name);
     std::vector<NbdHandle> connect_all(const std::vector<const char*>& export_names);
     void await(nbd_handle* handle, int64_t command, const char* what) const;
@@ -104,6 +108,10 @@ private:
 
     std::array<std::byte, 16> instance_{}; // the destination's process in the last session
     bool had_session_ = false;
+    std::unique_ptr<Comparer>
+        comparer_;           // of the present session, where there is something to compare
+    bool comparing_ = false; // not done yet
+    unsigned fruitless_ = 0; // sessions that brought it no answer, in a row
 
     mutable std::mutex mutex_; // links_, error_, tls_, rate_. Before tracked_->mutex
     std::vector<std::unique_ptr<Link>> links_;

@@ -69,7 +69,8 @@ Json SourceControl::replicate(const Json& params) {
                       "connections",
                       "downtime_ms",
                       "max_bandwidth",
-                      "compress"});
+                      "compress",
+                      "compare"});
     const std::lock_guard one(context_.control);
     if (tracked_) {
         throw Error(ErrorKind::state, "a replication is under way: `cancel` it first");
@@ -104,7 +105,10 @@ Json SourceControl::replicate(const Json& params) {
     sending.to = peer_options(context_.options, to, stream_key);
     stream_key_file_ = sending.to.psk_file;
 
-    Source::Limits limits{.log_bytes = context_.options.log_memory, .prefix_order = !sending.plain};
+    Source::Limits limits{.log_bytes = context_.options.log_memory,
+                          .prefix_order = !sending.plain,
+                          .compare_first =
+                              rpc::bool_param(params, "compare", false) && !sending.plain};
     const uint64_t granularity = std::max<uint64_t>(4 * KiB, context_.backend.features().minimum);
     tracked_ = std::make_shared<Tracked>(context_.geometry(), granularity, limits);
     cancelled_ = false;
@@ -455,6 +459,7 @@ Json SourceControl::status(const Record& now) const {
             {"captured_bytes", sending.progress.captured_bytes},
             {"delta_bytes", sending.progress.delta_bytes},
             {"zero_bytes", sending.progress.zero_bytes},
+            {"same_bytes", sending.progress.same_bytes},
             {"sent_bytes", sending.sent_bytes},
             {"compress",
              {{"level", sending.compressed.level},
