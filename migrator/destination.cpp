@@ -120,6 +120,20 @@ void Destination::refuse_own_vm() const {
     }
 }
 
+// Images that are here from before the migration, or were when an agent that is gone began it.
+void Destination::find_old_images() {
+    const auto journal = read_journal(paths().journal(vm_.name));
+    const Json kept = journal && journal->text("side") == "destination"
+                          ? journal->facts.value("kept", Json::array())
+                          : Json::array();
+    for (const auto& disk : disks_) {
+        if (disk->has_old_image() ||
+            std::find(kept.begin(), kept.end(), Json(disk->name())) != kept.end()) {
+            disk->keep_image();
+        }
+    }
+}
+
 // Whether this host has heard of the migration. Its id, which only the two sides of it know, is
 // what lets a peer have a say about a VM that is here.
 bool Destination::is_known_here() const {
@@ -158,9 +172,16 @@ asio::awaitable<Json> Destination::prepare(Json params) {
     const milliseconds at_once(0);
     co_await lock(at_once);
     co_await end_leftover();
+    find_old_images();
     Json facts = checked;
     facts["migration"] = migration_;
     facts["generation"] = generation;
+    facts["kept"] = Json::array();
+    for (const auto& disk : disks_) {
+        if (disk->keeps_image()) {
+            facts["kept"].push_back(disk->name());
+        }
+    }
     journal_ = Journal::create(paths().journal(vm_.name), "destination", facts);
     co_await journal_->step(JournalStep::prepare);
     stage_ = Stage::acting; // whatever happens now is undone by a refusal
@@ -214,6 +235,7 @@ asio::awaitable<Json> Destination::take_over(Json params) {
         vm_ = check_description(site_, params.value("vm", Json()), disk_only_);
         co_await lock(displace_patience);
         make_disks();
+        find_old_images();
         for (const auto& disk : disks_) {
             disk->attach(migration_);
         }

@@ -73,6 +73,7 @@ private:
     void require_not_promoted(const char* method) const;
     asio::awaitable<void> lock(milliseconds patience);
     void make_disks();
+    void find_old_images();
     void refuse_own_vm() const;
     bool is_known_here() const;
     void make_takeover();

@@ -154,7 +154,7 @@ DestinationDisk::prepare(std::string migration, uint64_t generation, std::string
     // Also one that a killed agent left: check() has seen that it is no disk of a VM here.
     const auto record = peek_record(paths().disk_state(vm_, disk_.name));
     const bool replica = record && record->role == Role::replica;
-    created_ = is_in_images() && (replica || !exists(store().file));
+    created_ = is_in_images() && !keeps_ && (replica || !exists(store().file));
     running_ = true;
     std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); }; // of such an agent
     co_await on_a_thread(std::move(stop));
@@ -166,6 +166,7 @@ DestinationDisk::prepare(std::string migration, uint64_t generation, std::string
                 {"block_size", disk_.block_size}};
     const Json answer = co_await call("prepare", std::move(params));
     refusal_hash_ = answer.at("refusal_hash").get<std::string>();
+    empty_ = answer.at("empty").get<bool>();
     user_ = migration_user(migration);
     add_psk_key(vm_, disk_.name, user_, key);
 }
@@ -178,7 +179,7 @@ void DestinationDisk::attach(const std::string& migration) {
     if (!record || record->migration != migration) {
         return;
     }
-    created_ = is_in_images() && record->role == Role::replica;
+    created_ = is_in_images() && !keeps_ && record->role == Role::replica;
     running_ = record->role == Role::replica;
 }
 
@@ -252,7 +253,7 @@ asio::awaitable<std::string> DestinationDisk::refuse() {
     Json params{{"migration", migration_}};
     const Json answer = co_await call("refuse", std::move(params));
     const bool mine = record->migration == migration_;
-    created_ = is_in_images() && mine;
+    created_ = is_in_images() && !keeps_ && mine;
     running_ = running_ || mine;
     co_return answer.at("refusal_token").get<std::string>();
 }
@@ -301,6 +302,9 @@ asio::awaitable<void> DestinationDisk::put_down() {
 
 asio::awaitable<void> DestinationDisk::remove() {
     co_await put_down();
+    if (keeps_) {
+        set_aside();
+    }
     if (!created_) {
         co_return;
     }
@@ -315,6 +319,31 @@ asio::awaitable<void> DestinationDisk::remove() {
         errno != ENOENT) {
         throw_errno(image.parent_path().string());
     }
+}
+
+// What is in it is a mixture of two moments by now, which the next migration compares with; nobody
+// else is to find it.
+void DestinationDisk::set_aside() const {
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    if (!record || may_write(*record) || record->stage != Stage::refused) {
+        return;
+    }
+    try {
+        const RecordStoreOptions options{.image = store().file,
+                                         .state_dir = paths().disk_state(vm_, disk_.name),
+                                         .destination = true};
+        RecordStore::open(options).set_aside();
+    } catch (const Error& error) {
+        // A client of a disk that forwards is served on; that process does it when it starts anew.
+        if (error.kind() != ErrorKind::state) {
+            throw;
+        }
+    }
+}
+
+bool DestinationDisk::has_old_image() const {
+    const auto record = peek_record(paths().disk_state(vm_, disk_.name));
+    return record && !record->fenced_image.empty() && exists(record->fenced_image);
 }
 
 asio::awaitable<void> DestinationDisk::finish() {
@@ -341,7 +370,8 @@ Json DestinationDisk::description() const {
             {"port", served_.port},
             {"psk_user", user_},
             {"refusal_hash", refusal_hash_},
-            {"created", created_}};
+            {"created", created_},
+            {"empty", empty_}};
 }
 
 Json DestinationDisk::forward_description() const {

@@ -40,6 +40,13 @@ public:
     // A key that outlives the migration, for a source that forwards its client here.
     void add_forward_key(const std::string& key);
 
+    // An image of this disk that its record has set aside: it is taken again, and outlives the
+    // migration.
+    bool has_old_image() const;
+    // It was here before the migration: a refusal sets it aside again, rather than remove it.
+    void keep_image() { keeps_ = true; }
+    bool keeps_image() const { return keeps_; }
+
     const std::string& name() const override { return disk_.name; }
     asio::awaitable<DiskStanding> standing() override;
     asio::awaitable<void> promote(std::string token) override;
@@ -72,6 +79,7 @@ private:
     asio::awaitable<void> start();
     void connect();
     void require_this_migration() const;
+    void set_aside() const;
     bool is_in_images() const; // not a volume of the operator's own
     asio::awaitable<rpc::Json> call(std::string method, rpc::Json params);
 
@@ -84,6 +92,8 @@ private:
     ServedDisk served_;
     bool running_ = false; // its nbdkit is ours to stop
     bool created_ = false; // the image is ours to remove
+    bool keeps_ = false;   // it is not
+    bool empty_ = true;    // there was nothing in it
     std::shared_ptr<RpcPeer> control_;
 };
 

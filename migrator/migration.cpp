@@ -182,12 +182,14 @@ asio::awaitable<void> Migration::prepare() {
     std::vector<asio::awaitable<void>> starting;
     for (const auto& disk : disks_) {
         Json to{{"uri", uri_of(options_.peer.to_uri, disk->name())}};
+        bool compare = false;
         if (!to_plain_server()) {
             const Json& there = named(prepared_.at("disks"), disk->name());
             disk->refusal_hash = there.at("refusal_hash").get<std::string>();
             to = replicate_target(data_address_, there, psk_key_);
+            compare = !there.value("empty", true);
         }
-        starting.push_back(replicate(*disk, std::move(to)));
+        starting.push_back(replicate(*disk, std::move(to), compare));
     }
     co_await all(std::move(starting));
 }
@@ -209,12 +211,15 @@ asio::awaitable<void> Migration::prepare_agent() {
     }
 }
 
-asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to) {
+asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to, bool compare) {
     Json params{{"migration", report_.migration},
                 {"generation", report_.generation},
                 {"to", std::move(to)},
                 {"compress", options_.compress},
                 {"downtime_ms", downtime_ms_}};
+    if (compare) {
+        params["compare"] = true;
+    }
     if (max_bandwidth_ != 0) {
         params["max_bandwidth"] = std::max<uint64_t>(max_bandwidth_ / disks_.size(), 1);
     }

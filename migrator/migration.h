@@ -63,7 +63,7 @@ private:
     void note_agent(pid_t pid);
     void burn_above(uint64_t generation);
     asio::awaitable<void> open_disk(SourceDisk& disk);
-    asio::awaitable<void> replicate(SourceDisk& disk, Json to);
+    asio::awaitable<void> replicate(SourceDisk& disk, Json to, bool compare);
     asio::awaitable<void> prepare_agent();
     asio::awaitable<void> incoming();
     asio::awaitable<void> show_memory();

@@ -108,8 +108,10 @@ ImageMarker marker_of(const Record& record) {
     return {record.uuid, record.generation, marker_role(record), record.marked};
 }
 
+// Its image is, or may be, set aside: nobody writes it here.
 bool is_aside(const Record& record) {
-    return record.role == Role::fenced || record.role == Role::forwarding;
+    return record.role == Role::fenced || record.role == Role::forwarding ||
+           (record.role == Role::replica && record.stage == Stage::refused);
 }
 
 // Written again from the first byte by whoever comes next, so it may be another file by now.

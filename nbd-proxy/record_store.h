@@ -58,9 +58,9 @@ public:
     // image.
     void mark_clean();
 
-    // A fenced source's image: no write permission, renamed to PATH.fenced-G, so that nobody who
-    // knows nothing of us writes it. Can be called again after a failure; nothing to do without an
-    // image file.
+    // The image of a fenced source, or of a refused replica that is to be kept: no write
+    // permission, renamed to PATH.fenced-G, so that nobody who knows nothing of us writes it. Can
+    // be called again after a failure; nothing to do without an image file.
     void set_aside();
     // The same, and then fsync and the clean mark.
     void fence_image();
