@@ -11,6 +11,7 @@
 #include "migrator/vm_file.h"
 
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <cstdio>
 #include <functional>
 
@@ -109,6 +110,7 @@ void add_migrate(Program& program) {
         std::string vm;
         MigrateOptions migrate;
         uint64_t converge_timeout_s = 0, stall_timeout_s = 600;
+        std::vector<std::string> bases;
     };
     auto options = std::make_shared<Options>();
     MigrateOptions& migrate = options->migrate;
@@ -154,6 +156,13 @@ void add_migrate(Program& program) {
         ->take_last()
         ->check(CLI::Range(0, 31536000))
         ->capture_default_str();
+    command
+        ->add_option("--base",
+                     options->bases,
+                     "Start the disk there from IMAGE, a file of that site, and send what differs")
+        ->type_name("[DISK=]IMAGE")
+        ->allow_extra_args(false)
+        ->excludes(to);
     auto* disk_only = command->add_flag(
         "--disk-only", migrate.disk_only, "Move the disks; the VM stays and reaches them there");
     command
@@ -180,6 +189,7 @@ void add_migrate(Program& program) {
             options->migrate.stall_timeout = std::chrono::seconds(options->stall_timeout_s);
             const SiteConfig site = load_site_config();
             const VmFile vm = load_vm_file(site, options->vm, HostCheck::must_exist);
+            options->migrate.bases = bases_of(vm, options->bases);
             return run_migrate(site, vm, options->migrate);
         };
     });
@@ -340,6 +350,32 @@ void add_ctl(Program& program) {
 }
 
 } // namespace
+
+std::map<std::string, std::string> bases_of(const VmFile& vm,
+                                            const std::vector<std::string>& given) {
+    std::map<std::string, std::string> bases;
+    for (const std::string& text : given) {
+        const size_t equals = text.find('=');
+        const auto named = std::find_if(vm.disks.begin(), vm.disks.end(), [&](const DiskSpec& d) {
+            return equals != std::string::npos && d.name == text.substr(0, equals);
+        });
+        const bool is_named = named != vm.disks.end();
+        if (!is_named && vm.disks.size() != 1) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("--base {}: {} has {} disks: DISK=IMAGE is expected",
+                                    text,
+                                    vm.name,
+                                    vm.disks.size()));
+        }
+        const std::string image = is_named ? text.substr(equals + 1) : text;
+        const std::string& disk = is_named ? named->name : vm.disks.front().name;
+        if (image.empty() || !bases.emplace(disk, image).second) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("--base {}: one image for each disk is expected", text));
+        }
+    }
+    return bases;
+}
 
 int run_cli(int argc, char** argv) {
     Program program;

@@ -5,7 +5,9 @@
 #include "migrator/config.h"
 
 #include <chrono>
+#include <map>
 #include <string>
+#include <vector>
 
 namespace drover {
 
@@ -35,10 +37,12 @@ struct MigrateOptions {
     std::string compress = "auto";            // or zstd, none
     std::chrono::seconds converge_timeout{0}; // 0: none
     std::chrono::seconds stall_timeout{600};  // without progress of the disks; 0: none
-    bool verify = false;                      // compare both sides as they were at the switchover
-    bool release_source = false;              // and then remove the images here
-    bool dry_run = false;                     // both sites check, nothing is started
-    bool json = false;                        // progress and report as JSON lines on stdout
+    // What new images there start from, paths at the destination: by disk.
+    std::map<std::string, std::string> bases;
+    bool verify = false;         // compare both sides as they were at the switchover
+    bool release_source = false; // and then remove the images here
+    bool dry_run = false;        // both sites check, nothing is started
+    bool json = false;           // progress and report as JSON lines on stdout
 };
 
 struct VerifyOptions {
@@ -64,6 +68,10 @@ int run_set(const SiteConfig& site, const std::string& name_or_path, const SetOp
 // `drover abort`: asks the coordinator; where none runs, cancels at the plugins. Returns
 // the exit status; throws Error.
 int run_abort(const SiteConfig& site, const std::string& name_or_path);
+
+// What --base was given, [DISK=]IMAGE each, by disk. Throws Error(usage).
+std::map<std::string, std::string> bases_of(const VmFile& vm,
+                                            const std::vector<std::string>& given);
 
 // The whole program; returns the exit status. Nothing is thrown.
 int run_cli(int argc, char** argv);

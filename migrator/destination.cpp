@@ -120,6 +120,21 @@ void Destination::refuse_own_vm() const {
     }
 }
 
+void Destination::set_bases(const Json& bases) {
+    if (!bases.is_object()) {
+        throw Error(ErrorKind::usage, "parameter 'bases': an object is expected");
+    }
+    for (const auto& [name, image] : bases.items()) {
+        const auto disk = std::find_if(
+            disks_.begin(), disks_.end(), [&](const auto& each) { return each->name() == name; });
+        if (disk == disks_.end() || !image.is_string()) {
+            throw Error(ErrorKind::usage,
+                        "parameter 'bases': paths by the names of disks are expected");
+        }
+        (*disk)->use_base(image.get<std::string>());
+    }
+}
+
 // Images that are here from before the migration, or were when an agent that is gone began it.
 void Destination::find_old_images() {
     const auto journal = read_journal(paths().journal(vm_.name));
@@ -145,13 +160,14 @@ bool Destination::is_known_here() const {
 }
 
 Json Destination::check(const Json& params) {
-    rpc::only_params(params, {"vm", "disk_only"});
+    rpc::only_params(params, {"vm", "disk_only", "bases"});
     if (stage_ != Stage::blank) {
         throw Error(ErrorKind::state, "check: a migration is under way");
     }
     disk_only_ = rpc::bool_param(params, "disk_only", false);
     vm_ = check_description(site_, params.value("vm", Json()), disk_only_);
     make_disks();
+    set_bases(params.value("bases", Json::object()));
     uint64_t generation = 0;
     refuse_own_vm();
     for (const auto& disk : disks_) {
@@ -162,18 +178,19 @@ Json Destination::check(const Json& params) {
 }
 
 asio::awaitable<Json> Destination::prepare(Json params) {
-    rpc::only_params(params, {"migration", "generation", "vm", "psk_key", "disk_only"});
+    rpc::only_params(params, {"migration", "generation", "vm", "psk_key", "disk_only", "bases"});
     migration_ = hex_param(params, "migration", 32);
     psk_key_ = hex_param(params, "psk_key", 64);
     const uint64_t generation = rpc::uint_param(params, "generation");
-    const Json checked{{"vm", params.value("vm", Json())},
-                       {"disk_only", rpc::bool_param(params, "disk_only", false)}};
+    Json facts{{"vm", params.value("vm", Json())},
+               {"disk_only", rpc::bool_param(params, "disk_only", false)}};
+    Json checked = facts;
+    checked["bases"] = params.value("bases", Json::object());
     check(checked);
     const milliseconds at_once(0);
     co_await lock(at_once);
     co_await end_leftover();
     find_old_images();
-    Json facts = checked;
     facts["migration"] = migration_;
     facts["generation"] = generation;
     facts["kept"] = Json::array();

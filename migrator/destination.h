@@ -74,6 +74,7 @@ private:
     asio::awaitable<void> lock(milliseconds patience);
     void make_disks();
     void find_old_images();
+    void set_bases(const Json& bases);
     void refuse_own_vm() const;
     bool is_known_here() const;
     void make_takeover();

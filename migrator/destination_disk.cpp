@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/destination_disk.h"
 
+#include "migrator/base_image.h"
 #include "migrator/ctl.h"
 #include "migrator/paths.h"
 #include "migrator/takeover.h"
@@ -106,6 +107,18 @@ void DestinationDisk::check() const {
                         paths().vm_files(),
                         vm_));
     }
+    if (!base_.empty()) {
+        if (!is_in_images()) {
+            throw Error(ErrorKind::refused,
+                        fmt::format("{}: a base is for images that are made in {}; this disk goes "
+                                    "where {}/{}.toml says",
+                                    label,
+                                    site_.images,
+                                    paths().vm_files(),
+                                    vm_));
+        }
+        open_base(site_, base_, disk_.uuid);
+    }
     // What an agent that was killed left behind is a replica; anything else is a disk in use.
     if (!record && find_served(vm_, disk_.name)) {
         throw Error(
@@ -159,6 +172,9 @@ DestinationDisk::prepare(std::string migration, uint64_t generation, std::string
     std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); }; // of such an agent
     co_await on_a_thread(std::move(stop));
     remove_verify_keys(vm_, disk_.name);
+    if (!base_.empty() && !has_old_image() && !exists(store().file)) {
+        co_await seed();
+    }
     co_await start();
     Json params{{"migration", migration},
                 {"generation", generation},
@@ -169,6 +185,16 @@ DestinationDisk::prepare(std::string migration, uint64_t generation, std::string
     empty_ = answer.at("empty").get<bool>();
     user_ = migration_user(migration);
     add_psk_key(vm_, disk_.name, user_, key);
+}
+
+asio::awaitable<void> DestinationDisk::seed() const {
+    std::function<void()> work =
+        [&site = site_, base = base_, uuid = disk_.uuid, size = disk_.size, image = store().file] {
+            const UniqueFd from = open_base(site, base, uuid);
+            make_directories(std::filesystem::path(image).parent_path(), 0755);
+            seed_image(from.get(), image, size);
+        };
+    co_await on_a_thread(std::move(work));
 }
 
 void DestinationDisk::attach(const std::string& migration) {

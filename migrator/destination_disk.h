@@ -40,6 +40,8 @@ public:
     // A key that outlives the migration, for a source that forwards its client here.
     void add_forward_key(const std::string& key);
 
+    // `image`: what a new image of it starts from, as the peer names it. check() looks at it.
+    void use_base(std::string image) { base_ = std::move(image); }
     // An image of this disk that its record has set aside: it is taken again, and outlives the
     // migration.
     bool has_old_image() const;
@@ -79,6 +81,7 @@ private:
     asio::awaitable<void> start();
     void connect();
     void require_this_migration() const;
+    asio::awaitable<void> seed() const;
     void set_aside() const;
     bool is_in_images() const; // not a volume of the operator's own
     asio::awaitable<rpc::Json> call(std::string method, rpc::Json params);
@@ -88,6 +91,7 @@ private:
     const std::string vm_;
     const VmDescription::Disk disk_;
     std::function<void(const std::string&)> lost_;
+    std::string base_;
     std::string migration_, refusal_hash_, user_, forward_user_, forward_key_;
     ServedDisk served_;
     bool running_ = false; // its nbdkit is ours to stop

@@ -23,6 +23,8 @@ using rpc::Json;
 constexpr milliseconds call_patience{30000};
 // The agent starts every disk before it answers.
 constexpr milliseconds per_disk_patience{60000};
+// And where the file system there has no reflinks, it copies the bases.
+constexpr milliseconds base_patience = std::chrono::hours(24);
 constexpr milliseconds memory_interval{500};
 // Reads every block at both sides.
 constexpr std::chrono::hours verify_patience{24 * 7};
@@ -153,6 +155,7 @@ void Migration::burn_above(uint64_t generation) {
 asio::awaitable<void> Migration::check_peer() {
     co_await agent_.start();
     Json params{{"vm", vm_description()}, {"disk_only", options_.disk_only}};
+    add_bases(params);
     const Json answer = co_await agent_.call("check", std::move(params), call_patience);
     burn_above(answer.value("generation", uint64_t{0}));
 }
@@ -194,6 +197,12 @@ asio::awaitable<void> Migration::prepare() {
     co_await all(std::move(starting));
 }
 
+void Migration::add_bases(Json& params) const {
+    if (!options_.bases.empty()) {
+        params["bases"] = options_.bases;
+    }
+}
+
 asio::awaitable<void> Migration::prepare_agent() {
     psk_key_ = random_hex(32);
     Json params{{"migration", report_.migration},
@@ -201,10 +210,12 @@ asio::awaitable<void> Migration::prepare_agent() {
                 {"vm", vm_description()},
                 {"psk_key", psk_key_},
                 {"disk_only", options_.disk_only}};
+    add_bases(params);
     co_await journal_->step(JournalStep::prepare);
     agent_.about(report_.migration, params.at("vm"), options_.disk_only);
     agent_prepared_ = true;
-    const milliseconds limit = per_disk_patience * disks_.size();
+    const milliseconds copying = options_.bases.empty() ? milliseconds(0) : base_patience;
+    const milliseconds limit = per_disk_patience * disks_.size() + copying;
     prepared_ = co_await agent_.call("prepare", std::move(params), limit);
     if (!prepared_.contains("disks")) {
         throw Error(ErrorKind::peer, "the agent's answer to `prepare` has no disks");

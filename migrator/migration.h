@@ -65,6 +65,7 @@ private:
     asio::awaitable<void> open_disk(SourceDisk& disk);
     asio::awaitable<void> replicate(SourceDisk& disk, Json to, bool compare);
     asio::awaitable<void> prepare_agent();
+    void add_bases(Json& params) const;
     asio::awaitable<void> incoming();
     asio::awaitable<void> show_memory();
     asio::awaitable<void> watch_memory();

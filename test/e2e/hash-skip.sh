@@ -6,7 +6,7 @@
 # test: timeout=300
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
-requires drover nbdkit qemu-io jq
+requires drover nbdkit qemu-io qemu-nbd jq
 
 site a 'listen = "127.0.0.1"' 'ports = "22609-22629"'
 site b 'listen = "127.0.0.1"' 'ports = "22639-22659"'
@@ -87,3 +87,71 @@ expect 1 "$tmp/at" a drover serve vm1
 move b vm1 a
 (($(sent) <= 3 * block + slack)) || fail "$(sent) bytes were sent after a way back that failed"
 cmp a/images/vm1-root.img b/images/vm1/root.img.fenced-*
+
+echo "# a template there: what differs, also where the disk has a hole, or the template ends"
+vm vm2 root data
+cp a/images/vm2-root.img root.before
+cp a/images/vm2-data.img data.before
+for disk in root data; do
+    head -c 40M $disk.before >b/images/$disk-template.img
+    for at in 9 13 17; do
+        printf x | dd of=b/images/$disk-template.img bs=1 seek=${at}M conv=notrunc status=none
+    done
+    dd if=/dev/urandom of=b/images/$disk-template.img bs=64k seek=600 count=2 conv=notrunc status=none # holes here
+done
+mkdir b/images/templates
+mv b/images/data-template.img b/images/templates/data
+cp b/images/root-template.img template.before
+drover serve vm2 >serve.out
+# A client writes while it moves.
+qemu-io -f raw -c 'write -P 9 60M 64k' -c flush "nbd+unix:///?socket=$tmp/a/run/vm2/root.sock" >/dev/null
+move a vm2 b --base root=root-template.img --base "data=$tmp/b/images/templates/data" --verify
+sent_blocks 7
+for disk in root data; do
+    cmp b/images/vm2/$disk.img a/images/vm2-$disk.img.fenced-*
+done
+cmp template.before b/images/root-template.img # never written
+[[ $(stat -c %b b/images/vm2/data.img) -le $((26 * 2048)) ]] || fail "the holes are not kept"
+
+echo "# one disk, its template larger than it"
+vm vm3 root
+cp a/images/vm3-root.img b/images/large.img
+truncate -s 80M b/images/large.img
+printf x | dd of=b/images/large.img bs=1 seek=70M conv=notrunc status=none
+drover serve vm3 >serve.out
+move a vm3 b --base large.img
+sent_blocks 0
+cmp b/images/vm3/root.img a/images/vm3-root.img.fenced-*
+
+echo "# what may not be a base, and what that leaves: nothing"
+vm vm4 root
+drover serve vm4 >serve.out
+printf 'secret' >outside.img
+ln -s ../../outside.img b/images/link.img
+ln -s .. b/images/up
+mkfifo b/images/fifo.img
+refused() { # IMAGE TEXT
+    local status=0
+    drover migrate vm4 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach --base "$1" >out 2>err || status=$?
+    ((status == 1)) || fail "base $1: status $status: $(cat out err)"
+    expect_text err "$2"
+    expect_text err "nothing was changed"
+    [[ ! -e b/images/vm4 && ! -e b/state/vm4/root/record ]] || fail "something is left of $1"
+}
+refused "$tmp/outside.img" "it is not below"
+refused ../../outside.img "without . and .."
+refused "$tmp/b/images/../../outside.img" "without . and .."
+refused link.img "symbolic link"
+refused up/outside.img "base up/outside.img"
+refused fifo.img "not a regular file"
+refused templates "not a regular file"
+refused none.img "No such file"
+refused vm3/root.img "marked as another disk"
+background qemu-nbd -t -f raw -k "$tmp/used.sock" b/images/large.img
+wait_for 10 test -S used.sock
+refused large.img "is in use"
+printf 'name = "other"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$tmp/b/images/root-template.img" \
+    >b/vm.d/other.toml
+refused root-template.img "it is disk root of other"
+expect 2 drover migrate vm2 b --rsh "$tmp/at" --disk-only --base root-template.img
+expect_text err "DISK=IMAGE"
