@@ -246,6 +246,29 @@ TEST_CASE("record store: what a refused migration left may be made anew, a hande
     CHECK(read_marker(folder.file("vm.img"), folder.file("vm.img"))->generation == 3);
 }
 
+TEST_CASE("record store: a refused replica that is set aside stays so until it is prepared again") {
+    const Folder folder;
+    const std::string aside = folder.file("vm.img.fenced-2");
+    {
+        auto store = RecordStore::open(folder.options(true));
+        store.save(accept(begin_replica(store.record(), {migration, 2, uuid, "cc01"})));
+        CHECK(
+            (kind_of([&] { store.set_aside(); }) == ErrorKind::state)); // not while it is received
+        store.save(accept(refuse(store.record(), migration, "")));
+        store.set_aside();
+        CHECK(store.image_path() == aside);
+    }
+    CHECK_FALSE(fs::exists(folder.file("vm.img")));
+    CHECK((kind_of([&] { RecordStore::open(folder.options()); }) == ErrorKind::state));
+    auto store = RecordStore::open(folder.options(true));
+    CHECK(store.image_path() == aside);
+    CHECK(refusal_token_of(store.record(), migration) == "cc01");
+    store.save(accept(begin_replica(store.record(), {other_migration, 3, uuid, "cc02"})));
+    store.unfence_image();
+    CHECK(fs::exists(folder.file("vm.img")));
+    CHECK_FALSE(fs::exists(aside));
+}
+
 TEST_CASE("record store: a process that starts can't fence what another one quiesced") {
     const Folder folder;
     {
