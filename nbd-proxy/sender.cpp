@@ -7,6 +7,7 @@
 
 #include <algorithm>
 #include <future>
+#include <utility>
 
 namespace drover {
 namespace {
@@ -283,8 +284,7 @@ void Sender::open_session() {
                         ENOSPC);
         }
     }
-    had_session_ = true;
-    comparer_ = open_comparer();
+    comparer_ = open_comparer(!std::exchange(had_session_, true));
 
     const std::lock_guard lock(mutex_);
     tls_ = nbd_get_tls_negotiated(handles[0].get()) > 0;
@@ -297,7 +297,7 @@ void Sender::open_session() {
 // --- what the destination has already
 
 // Null where there is nothing to compare, or no way to.
-std::unique_ptr<Comparer> Sender::open_comparer() {
+std::unique_ptr<Comparer> Sender::open_comparer(bool first_session) {
     if (!comparing_) {
         return nullptr;
     }
@@ -306,7 +306,8 @@ std::unique_ptr<Comparer> Sender::open_comparer() {
             return std::make_unique<Comparer>(
                 context_, connect("hashes"), hash_seed(options_.uuid));
         } catch (const Error& error) {
-            if (ending_) {
+            // Later it is the link rather than the destination.
+            if (ending_ || !first_session) {
                 throw;
             }
         }

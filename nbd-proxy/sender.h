@@ -79,7 +79,7 @@ public:
 private:
     void interrupt();
     void open_session();
-    std::unique_ptr<Comparer> open_comparer();
+    std::unique_ptr<Comparer> open_comparer(bool first_session);
     void give_up_comparing();
     void compare(Comparer& comparer);
     NbdHandle connect(const char* export_name);
