@@ -22,6 +22,7 @@ namespace {
 constexpr size_t longest_path = 4000;
 constexpr uint64_t copy_step = 64 * MiB;
 constexpr size_t read_step = 1 * MiB;
+constexpr const char* seed_suffix = ".seed"; // of a copy that is not complete
 
 [[noreturn]] void refuse(const std::string& image, const std::string& why) {
     throw Error(ErrorKind::refused, fmt::format("base {}: {}", image, why));
@@ -181,6 +182,9 @@ void fill(int base, int to, uint64_t size, const std::string& path) {
 } // namespace
 
 UniqueFd open_base(const SiteConfig& site, const std::string& image, const std::string& uuid) {
+    if (image.ends_with(seed_suffix)) {
+        refuse(image, "it is a copy that is being made for another disk");
+    }
     UniqueFd fd = open_below(site, image);
     struct stat info {};
     if (::fstat(fd.get(), &info) != 0) {
@@ -200,7 +204,7 @@ UniqueFd open_base(const SiteConfig& site, const std::string& image, const std::
 }
 
 void seed_image(int base, const std::string& path, uint64_t size) {
-    const std::string aside = path + ".seed";
+    const std::string aside = path + seed_suffix;
     if (::unlink(aside.c_str()) != 0 && errno != ENOENT) {
         throw_errno(aside); // of one that was killed
     }

@@ -167,13 +167,16 @@ DestinationDisk::prepare(std::string migration, uint64_t generation, std::string
     // Also one that a killed agent left: check() has seen that it is no disk of a VM here.
     const auto record = peek_record(paths().disk_state(vm_, disk_.name));
     const bool replica = record && record->role == Role::replica;
-    created_ = is_in_images() && !keeps_ && (replica || !exists(store().file));
+    const bool created = is_in_images() && !keeps_ && (replica || !exists(store().file));
+    const bool seeded = !base_.empty() && !has_old_image() && !exists(store().file);
+    created_ = created && !seeded; // not before it is: somebody else may make a file of that name
     running_ = true;
     std::function<void()> stop = [this] { stop_disk(site_, vm_, disk_.name); }; // of such an agent
     co_await on_a_thread(std::move(stop));
     remove_verify_keys(vm_, disk_.name);
-    if (!base_.empty() && !has_old_image() && !exists(store().file)) {
+    if (seeded) {
         co_await seed();
+        created_ = created;
     }
     co_await start();
     Json params{{"migration", migration},
@@ -369,7 +372,13 @@ void DestinationDisk::set_aside() const {
 
 bool DestinationDisk::has_old_image() const {
     const auto record = peek_record(paths().disk_state(vm_, disk_.name));
-    return record && !record->fenced_image.empty() && exists(record->fenced_image);
+    if (!record) {
+        return false;
+    }
+    // Set aside, or about to be when the host died.
+    const bool let_go = record->role == Role::fenced || record->role == Role::forwarding;
+    return (!record->fenced_image.empty() && exists(record->fenced_image)) ||
+           (let_go && exists(store().file));
 }
 
 asio::awaitable<void> DestinationDisk::finish() {

@@ -264,11 +264,16 @@ asio::awaitable<void> Migration::copy() {
     while (!std::all_of(disks_.begin(), disks_.end(), ready)) {
         show_progress();
         uint64_t left = 0;
+        bool told = true; // each disk has said how far it is
         for (const auto& disk : disks_) {
             left += disk->left_bytes();
+            told = told && !disk->phase().empty() && disk->left_bytes() > 0;
         }
         // What comes and goes with the guest's writes is no progress.
-        if (left < least && least - left >= std::min(progress_bytes, least / 16)) {
+        if (!told) {
+            least = std::numeric_limits<uint64_t>::max();
+            stalled = no_deadline;
+        } else if (left < least && least - left >= std::min(progress_bytes, least / 16)) {
             least = left;
             stalled = patience.count() == 0 ? no_deadline : Clock::now() + patience;
         }

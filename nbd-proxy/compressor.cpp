@@ -26,6 +26,7 @@ unsigned thread_count() {
 Compressor::Compressor(Compress mode, std::shared_ptr<BufferPool> buffers)
     : mode_(mode), buffers_(std::move(buffers)), coding_(mode == Compress::zstd),
       compression_(thread_count()) {
+    under_way_.reserve(thread_count()); // the threads have nobody to tell of a lack of memory
     try {
         for (unsigned i = 0; i < thread_count(); ++i) {
             threads_.emplace_back([this] { work(); });
@@ -130,8 +131,11 @@ void Compressor::work() noexcept {
         totals_.raw_bytes += frame.data_length;
         totals_.coded_bytes += now;
         under_way_.erase(std::find(under_way_.begin(), under_way_.end(), job.owner));
+        // Once it is done the owner may free the job; the owner itself waits in forget() for the
+        // lock before it goes.
+        const auto wake = std::move(job.wake);
         job.done = true;
-        job.wake(); // under the lock: the owner waits in forget() before it goes
+        wake();
         finished_.notify_all();
     }
 }

@@ -45,6 +45,7 @@ rpc::Json DestinationControl::prepare(const rpc::Json& params) {
     accept(begin_replica(context_.record.get(), request));
     // What still comes of an earlier stream must not get into this one's image or record.
     close_replica();
+    forget(); // and no hash of an earlier time may be told
     const Record replica = context_.record.update(
         [&](const Record& before) { return accept(begin_replica(before, request)); });
     // An image that left here comes back under its own name.
