@@ -45,8 +45,6 @@ const char* to_string(Rule rule) {
         return "FUA is answered after an fsync";
     case Rule::notice_another_instance:
         return "a destination that was started again is another one";
-    case Rule::failed_sync_is_final:
-        return "an fsync that failed is not tried again";
     case Rule::save_before_answer:
         return "a record is durable before anybody is told";
     case Rule::load_makes_durable:
@@ -154,7 +152,7 @@ Task<> Disk::change(Extent where, const std::byte* data, bool punch) {
 
 Task<> Disk::sync(bool may_fail) {
     const auto check = [this] {
-        if (sync_failed && !world.breaks(Rule::failed_sync_is_final)) {
+        if (sync_failed) {
             throw Error(ErrorKind::io, "an earlier fsync has failed", EIO);
         }
     };

@@ -38,7 +38,6 @@ enum class Rule {
     answer_after_apply,
     sync_before_fua,
     notice_another_instance,
-    failed_sync_is_final,
     save_before_answer,
     load_makes_durable,
     hold_before_fence,
