@@ -157,14 +157,6 @@ void copy_data(int from, int to, uint64_t size, const std::string& path) {
     }
 }
 
-void sync_folder_of(const std::string& path) {
-    const std::string folder = std::filesystem::path(path).parent_path();
-    const UniqueFd fd(::open(folder.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!fd || ::fsync(fd.get()) != 0) {
-        throw_errno(folder);
-    }
-}
-
 void fill(int base, int to, uint64_t size, const std::string& path) {
     struct stat info {};
     if (::fstat(base, &info) != 0) {
@@ -223,7 +215,7 @@ void seed_image(int base, const std::string& path, uint64_t size) {
         throw;
     }
     ::unlink(aside.c_str());
-    sync_folder_of(path);
+    sync_directory(std::filesystem::path(path).parent_path());
 }
 
 } // namespace drover

@@ -32,13 +32,6 @@ void write_whole(int fd, std::string_view text, const std::string& path) {
     }
 }
 
-void sync_directory(const std::string& path) {
-    const UniqueFd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-    if (!directory || ::fsync(directory.get()) != 0) {
-        throw_errno(path);
-    }
-}
-
 // Of this mode, whatever the umask. False if its parent is missing.
 bool make_directory(const std::string& path, unsigned mode) {
     if (::mkdir(path.c_str(), mode) != 0) {
@@ -57,6 +50,13 @@ bool make_directory(const std::string& path, unsigned mode) {
 }
 
 } // namespace
+
+void sync_directory(const std::string& path) {
+    const UniqueFd directory(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+    if (!directory || ::fsync(directory.get()) != 0) {
+        throw_errno(path);
+    }
+}
 
 std::string Paths::vm_files() const {
     return std::filesystem::path(conf).parent_path() / "vm.d";

@@ -42,6 +42,8 @@ const Paths& paths();
 // mkdir -p with the mode for what is made. Throws Error(io).
 void make_directories(const std::string& path, unsigned mode);
 
+// What was made, renamed or removed in it is durable. Throws Error(io).
+void sync_directory(const std::string& path);
 // Writes, fsyncs and renames, so that a reader sees the old or the new text. Throws Error(io).
 void write_file_atomically(const std::string& path, const std::string& text, unsigned mode);
 

@@ -25,7 +25,8 @@ public:
     BufferPool(size_t capacity, size_t kept);
 
     FrameBuffer take();
-    // One that is larger than capacity.
+    // With room for so many bytes: one of the pool's where that is enough.
+    FrameBuffer take(size_t length) { return length <= capacity_ ? take() : allocate(length); }
     static FrameBuffer allocate(size_t capacity);
     size_t capacity() const { return capacity_; }
     // The kept buffers, for registration with the kernel.

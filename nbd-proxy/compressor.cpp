@@ -47,6 +47,11 @@ Compressor::~Compressor() {
     }
 }
 
+// With mutex_.
+Compression::Step Compressor::step() const {
+    return mode_ == Compress::zstd ? fixed_step : compression_.step();
+}
+
 size_t Compressor::depth() const {
     return coding_ ? threads_.size() + 1 : 1;
 }
@@ -85,9 +90,7 @@ void Compressor::forget(const void* owner) {
 
 void Compressor::code(Job& job, FrameEncoder& encoder) {
     Frame& frame = *job.frame;
-    FrameBuffer coded = frame.data_length <= buffers_->capacity()
-                            ? buffers_->take()
-                            : BufferPool::allocate(frame.data_length);
+    FrameBuffer coded = buffers_->take(frame.data_length);
     const uint64_t limit = frame.data_length - frame.data_length / least_gain;
     const size_t size = encoder.encode({frame.buffer.data(), frame.data_length},
                                        {coded.data(), limit},
@@ -127,7 +130,7 @@ void Compressor::work() noexcept {
         const Frame& frame = *job.frame;
         const uint64_t now = frame.coded_length != 0 ? frame.coded_length : frame.data_length;
         compression_.coded(job.step, frame.data_length, now, us);
-        coding_ = mode_ == Compress::zstd || compression_.step() != 0;
+        coding_ = step() != 0;
         totals_.raw_bytes += frame.data_length;
         totals_.coded_bytes += now;
         under_way_.erase(std::find(under_way_.begin(), under_way_.end(), job.owner));
@@ -143,13 +146,13 @@ void Compressor::work() noexcept {
 void Compressor::tick(uint64_t sent_bytes, uint64_t elapsed_us, Compression::Bound bound) {
     const std::lock_guard lock(mutex_);
     compression_.tick(sent_bytes, elapsed_us, bound);
-    coding_ = mode_ == Compress::zstd || compression_.step() != 0;
+    coding_ = step() != 0;
 }
 
 Compressor::Totals Compressor::totals() const {
     const std::lock_guard lock(mutex_);
     Totals totals = totals_;
-    totals.level = Compression::levels[mode_ == Compress::zstd ? fixed_step : compression_.step()];
+    totals.level = Compression::levels[step()];
     return totals;
 }
 

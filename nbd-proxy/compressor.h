@@ -51,6 +51,7 @@ public:
     Totals totals() const;
 
 private:
+    Compression::Step step() const;
     void work() noexcept;
     void code(Job& job, FrameEncoder& encoder);
 

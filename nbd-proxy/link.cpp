@@ -217,23 +217,6 @@ void Link::submit(int64_t cookie) {
     }
 }
 
-// Outside of the mutex: until it is acknowledged the frame is this link's.
-void Link::put_together(Frame& frame) {
-    if (frame.buffer.memory != nullptr) {
-        return;
-    }
-    FrameBuffer buffer = frame.data_length <= context_.buffers->capacity()
-                             ? context_.buffers->take()
-                             : BufferPool::allocate(frame.data_length);
-    std::byte* to = buffer.data();
-    for (const Frame::Piece& piece : frame.pieces) {
-        std::memcpy(to, piece.data.get(), piece.length);
-        to += piece.length;
-    }
-    frame.pieces.clear();
-    frame.buffer = std::move(buffer);
-}
-
 // As many as the compressor wants to have, else one at a time.
 void Link::take_frames() {
     const size_t wanted = context_.compressor ? context_.compressor->depth() : 1;
@@ -246,7 +229,10 @@ void Link::take_frames() {
         if (frame == nullptr) {
             return;
         }
-        put_together(*frame);
+        // Outside of the mutex: until it is acknowledged the frame is this link's.
+        if (frame->buffer.memory == nullptr) {
+            frame->put_together(context_.buffers->take(frame->data_length));
+        }
         Compressor::Job& job = next_.emplace_back();
         job.frame = frame;
         if (!context_.compressor) {
@@ -574,10 +560,7 @@ void Link::capture_hole(Extent range) {
 
 void Link::start_read(Source::Capture capture) {
     const Extent range = capture.range();
-    reads_.push_back({std::move(capture),
-                      range.length <= context_.buffers->capacity()
-                          ? context_.buffers->take()
-                          : BufferPool::allocate(range.length)});
+    reads_.push_back({std::move(capture), context_.buffers->take(range.length)});
     Read& read = reads_.back();
     if (ring_ && range.offset % context_.disk.ring_alignment() == 0 &&
         range.length % context_.disk.ring_alignment() == 0) {

@@ -104,7 +104,6 @@ private:
     bool send_frames();
     void take_frames();
     bool next_is_due();
-    void put_together(Frame& frame);
     void send(Frame& frame);
     void send_plain(Frame& frame);
     void submit(int64_t cookie);

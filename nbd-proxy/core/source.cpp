@@ -2,6 +2,7 @@
 #include "nbd-proxy/core/source.h"
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 namespace drover {
@@ -14,6 +15,16 @@ constexpr size_t version_counters = 64 * KiB;
 constexpr uint64_t op_overhead = 256;
 
 } // namespace
+
+void Frame::put_together(FrameBuffer into) {
+    std::byte* to = into.data();
+    for (const Piece& piece : pieces) {
+        std::memcpy(to, piece.data.get(), piece.length);
+        to += piece.length;
+    }
+    pieces.clear();
+    buffer = std::move(into);
+}
 
 Source::Source(BlockGeometry geometry, uint64_t lock_granularity, Limits limits)
     : limits_(limits), map_(geometry), locks_(lock_granularity), versions_(version_counters) {}

@@ -55,9 +55,12 @@ struct Frame {
     uint64_t data_length = 0;
     uint32_t coded_length = 0; // of `buffer`, where its link had it compressed; 0: as it is
     uint64_t log_bytes = 0;    // what it holds of the log's budget
-    uint64_t logged_us = 0; // its oldest operation
-    bool durable = false;   // send with FUA
+    uint64_t logged_us = 0;    // its oldest operation
+    bool durable = false;      // send with FUA
     bool acked = false;
+
+    // Copies the pieces into `into`, which has room for data_length bytes, and keeps that.
+    void put_together(FrameBuffer into);
 };
 
 // Not thread-safe: the caller holds one mutex around every call.

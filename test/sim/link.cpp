@@ -43,14 +43,7 @@ void Stream::post(Connection& connection, Message message) {
 
 void Stream::send(const ConnectionPtr& connection, Frame& frame) {
     if (frame.buffer.memory == nullptr) {
-        FrameBuffer buffer = tracked_->buffer(frame.data_length);
-        std::byte* to = buffer.data();
-        for (const Frame::Piece& piece : frame.pieces) {
-            std::memcpy(to, piece.data.get(), piece.length);
-            to += piece.length;
-        }
-        frame.pieces.clear();
-        frame.buffer = std::move(buffer);
+        frame.put_together(tracked_->buffer(frame.data_length));
     }
     if (connection->in_flight++ == 0) {
         connection->heard = world_.now();

@@ -25,7 +25,7 @@ struct Fixture {
         Frame& frame = frames.emplace_back();
         frame.ops = {{type, {0, length}}};
         frame.data_length = length;
-        frame.buffer = length <= capacity ? buffers->take() : BufferPool::allocate(length);
+        frame.buffer = buffers->take(length);
         std::mt19937 random(7);
         for (uint64_t i = 0; i < length; ++i) {
             frame.buffer.data()[i] =
