@@ -80,7 +80,8 @@ echo "# a disk that is served and goes nowhere"
 strangers "$(port a)" || fail "a stranger got in at the source"
 
 echo "# while it moves"
-drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach --max-bandwidth 64K >migrate.out 2>&1 &
+drover migrate vm1 b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach --max-bandwidth 64K \
+    --compress none >migrate.out 2>&1 &
 migrate=$!
 on_exit e2e_kill $migrate
 copies() { [[ $(status a .replication.phase 2>/dev/null) == bulk ]] && (($(status b .replica.received_bytes) > 0)); }
