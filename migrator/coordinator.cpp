@@ -186,9 +186,21 @@ int migrate(const SiteConfig& site, const VmFile& vm, const MigrateOptions& opti
         context.stop();
     };
     asio::co_spawn(context, run_to_end(migration, control), std::move(done));
-    context.run();
-    if (broken) {
-        std::rethrow_exception(broken);
+    try {
+        context.run();
+        if (broken) {
+            std::rethrow_exception(broken);
+        }
+    } catch (const std::exception& error) { // which nobody has foreseen
+        if (!migration.may_be_fenced()) {
+            throw;
+        }
+        fmt::print(stderr,
+                   "drover: {0}: {1}. Its disks may have been given up here, and where it belongs "
+                   "is not known; its guardian, or `drover recover {0}`, finds it out\n",
+                   vm.name,
+                   error.what());
+        return exit_recover;
     }
     return status;
 }

@@ -220,13 +220,13 @@ asio::awaitable<std::optional<DiskStanding>> DestinationRecovery::ask_source() {
     std::optional<DiskStanding> standing;
     try {
         co_await agent.start();
-        Json params{
-            {"vm", vm_}, {"disks", Json::array()}, {"migration", journal_.text("migration")}};
+        DiskNames disks;
         for (const Json& disk : journal_.facts.at("vm").at("disks")) {
-            params["disks"].push_back(disk.at("name"));
+            disks.push_back(disk.at("name").get<std::string>());
         }
+        Json params{{"vm", vm_}, {"disks", disks}, {"migration", journal_.text("migration")}};
         const Json answer = co_await agent.call("records", std::move(params), call_patience);
-        standing = standing_of(answer.at("disks").at(0));
+        standing = read_standings(answer, "records", disks).at(0);
     } catch (const std::exception& error) {
         fmt::print(stderr, "drover: warning: {}: {}\n", peer_.host, error.what());
     }

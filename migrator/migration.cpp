@@ -29,11 +29,9 @@ constexpr milliseconds memory_interval{500};
 // Reads every block at both sides.
 constexpr std::chrono::hours verify_patience{24 * 7};
 
-Json replicate_target(const std::string& address, const Json& disk, const std::string& key) {
-    return {{"host", address},
-            {"port", disk.at("port")},
-            {"psk_user", disk.at("psk_user")},
-            {"psk_key", key}};
+Json replicate_target(const std::string& address, const DataPort& there, const std::string& key) {
+    return {
+        {"host", address}, {"port", there.port}, {"psk_user", there.psk_user}, {"psk_key", key}};
 }
 
 constexpr uint64_t progress_bytes = 1 << 20;
@@ -157,7 +155,7 @@ asio::awaitable<void> Migration::check_peer() {
     Json params{{"vm", vm_description()}, {"disk_only", options_.disk_only}};
     add_bases(params);
     const Json answer = co_await agent_.call("check", std::move(params), call_patience);
-    burn_above(answer.value("generation", uint64_t{0}));
+    burn_above(read_check(answer, report_.generation));
 }
 
 // --- prepare: the destination's disks, and a stream to each
@@ -183,16 +181,17 @@ asio::awaitable<void> Migration::prepare() {
     co_await journal_->step(JournalStep::replicate);
     report_.times.streaming = Clock::now();
     std::vector<asio::awaitable<void>> starting;
-    for (const auto& disk : disks_) {
-        Json to{{"uri", uri_of(options_.peer.to_uri, disk->name())}};
+    for (size_t i = 0; i < disks_.size(); ++i) {
+        SourceDisk& disk = *disks_[i];
+        Json to{{"uri", uri_of(options_.peer.to_uri, disk.name())}};
         bool compare = false;
         if (!to_plain_server()) {
-            const Json& there = named(prepared_.at("disks"), disk->name());
-            disk->refusal_hash = there.at("refusal_hash").get<std::string>();
-            to = replicate_target(data_address_, there, psk_key_);
-            compare = !there.value("empty", true);
+            const PreparedDisk& there = prepared_.disks.at(i);
+            disk.refusal_hash = there.refusal_hash;
+            to = replicate_target(data_address_, there.at, psk_key_);
+            compare = !there.empty;
         }
-        starting.push_back(replicate(*disk, std::move(to), compare));
+        starting.push_back(replicate(disk, std::move(to), compare));
     }
     co_await all(std::move(starting));
 }
@@ -216,10 +215,8 @@ asio::awaitable<void> Migration::prepare_agent() {
     agent_prepared_ = true;
     const milliseconds copying = options_.bases.empty() ? milliseconds(0) : base_patience;
     const milliseconds limit = per_disk_patience * disks_.size() + copying;
-    prepared_ = co_await agent_.call("prepare", std::move(params), limit);
-    if (!prepared_.contains("disks")) {
-        throw Error(ErrorKind::peer, "the agent's answer to `prepare` has no disks");
-    }
+    const Json answer = co_await agent_.call("prepare", std::move(params), limit);
+    prepared_ = read_prepare(answer, agent_.disks(), hypervisor_->has_memory());
 }
 
 asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to, bool compare) {
@@ -309,8 +306,8 @@ asio::awaitable<void> Migration::memory() {
     }
     MemoryLink link;
     link.host = data_address_;
-    link.port = prepared_.at("memory").at("port").get<uint16_t>();
-    link.psk_user = prepared_.at("memory").at("psk_user").get<std::string>();
+    link.port = prepared_.memory.value().port;
+    link.psk_user = prepared_.memory.value().psk_user;
     link.psk_key = psk_key_;
     journal_->note(Json{{"hypervisor_notes", hypervisor_->notes()}});
     co_await journal_->step(JournalStep::memory);
@@ -329,7 +326,7 @@ asio::awaitable<void> Migration::incoming() {
 asio::awaitable<void> Migration::get_forward_keys() {
     Json none = Json::object();
     const Json answer = co_await agent_.call("forward_key", std::move(none), call_patience);
-    forward_keys_ = answer.at("disks");
+    forward_keys_ = read_forward_key(answer, agent_.disks());
 }
 
 // Figures for the progress, until it is cancelled.
@@ -389,13 +386,13 @@ SwitchoverParts Migration::parts() {
 }
 
 void Migration::set_forward_targets() {
-    for (const auto& disk : disks_) {
+    for (size_t i = 0; i < disks_.size(); ++i) {
+        SourceDisk& disk = *disks_[i];
         if (to_plain_server()) {
-            disk->forward_target = Json{{"uri", uri_of(options_.peer.to_uri, disk->name())}};
+            disk.forward_target = Json{{"uri", uri_of(options_.peer.to_uri, disk.name())}};
         } else {
-            const Json& key = named(forward_keys_, disk->name());
-            disk->forward_target =
-                replicate_target(data_address_, key, key.at("psk_key").get<std::string>());
+            const ForwardKey& key = forward_keys_.at(i);
+            disk.forward_target = replicate_target(data_address_, key.at, key.psk_key);
         }
     }
 }
@@ -430,6 +427,7 @@ void Migration::tell_moment(Moment moment) {
         if (stop_reason_) {
             throw *stop_reason_; // it came while the last answer was on its way
         }
+        may_be_fenced_ = true;
         step(PhaseEvent::step); // no way back from here
         break;
     case Moment::fenced:
@@ -454,15 +452,16 @@ void Migration::tell_moment(Moment moment) {
 asio::awaitable<void> Migration::verify() {
     co_await journal_->step(JournalStep::verify);
     std::vector<asio::awaitable<void>> comparing;
-    for (const auto& disk : disks_) {
-        comparing.push_back(verify_disk(*disk));
+    for (size_t i = 0; i < disks_.size(); ++i) {
+        comparing.push_back(verify_disk(i));
     }
     co_await all(std::move(comparing));
     report_.verified = true;
 }
 
-asio::awaitable<void> Migration::verify_disk(SourceDisk& disk) {
-    const Json& there = named(prepared_.at("disks"), disk.name());
+asio::awaitable<void> Migration::verify_disk(size_t index) {
+    SourceDisk& disk = *disks_[index];
+    const DataPort& there = prepared_.disks.at(index).at;
     Json params{{"to", replicate_target(data_address_, there, psk_key_)}};
     const Json result = co_await disk.call("verify", std::move(params), verify_patience);
     const uint64_t different = result.at("different").get<uint64_t>();

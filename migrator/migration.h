@@ -41,6 +41,8 @@ public:
     asio::awaitable<void> set(std::optional<uint64_t> downtime_ms,
                               std::optional<uint64_t> max_bandwidth);
     rpc::Json status() const;
+    // From here on only the records say whose the VM is.
+    bool may_be_fenced() const { return may_be_fenced_; }
 
 private:
     using Json = rpc::Json;
@@ -74,7 +76,7 @@ private:
     void tell_moment(Moment moment);
     void turn_network();
     void check_release() const;
-    asio::awaitable<void> verify_disk(SourceDisk& disk);
+    asio::awaitable<void> verify_disk(size_t index);
     asio::awaitable<void> release();
     SwitchoverParts parts();
 
@@ -129,14 +131,15 @@ private:
     std::unique_ptr<Journal> journal_; // once something is touched
     bool agent_prepared_ = false;      // a refusal is owed, whatever came back
     std::string data_address_, psk_key_;
-    Json prepared_;     // the agent's answer
-    Json forward_keys_; // by disk
+    Prepared prepared_; // by disk, as the next one
+    std::vector<ForwardKey> forward_keys_;
     std::vector<uint64_t> handover_lsns_;
     std::optional<MemoryProgress> memory_;
-    bool touched_ = false; // past the check
-    bool turned_ = false;  // the post-switchover hook was started
-    bool turning_ = false; // and runs
-    bool vm_lost_ = false; // the guest ended by itself
+    bool touched_ = false;       // past the check
+    bool may_be_fenced_ = false; // the first fence was sent, or is about to be
+    bool turned_ = false;        // the post-switchover hook was started
+    bool turning_ = false;       // and runs
+    bool vm_lost_ = false;       // the guest ended by itself
     std::string turn_failure_, why_stranded_;
 };
 

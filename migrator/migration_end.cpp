@@ -144,8 +144,14 @@ asio::awaitable<void> Migration::go_back() {
     bool refusal_owed = false;
     Recovery recovery(
         parts(), std::move(plan), [this](const std::string& text) { troubles_.push_back(text); });
-    const Verdict verdict = co_await recovery.run();
-    why_stranded_ = recovery.why();
+    Verdict verdict = Verdict::undecided;
+    try {
+        verdict = co_await recovery.run();
+        why_stranded_ = recovery.why();
+    } catch (const std::exception& error) {
+        // It may have come to anything: whoever looks at the records next decides.
+        why_stranded_ = error.what();
+    }
     refusal_owed = recovery.refusal_owed();
     if (verdict == Verdict::there) {
         if (!turned_) {

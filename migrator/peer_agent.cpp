@@ -20,15 +20,6 @@ constexpr milliseconds beat_interval{5000};
 
 } // namespace
 
-const Json& named(const Json& list, const std::string& disk) {
-    for (const Json& entry : list) {
-        if (entry.is_object() && entry.value("name", Json()) == disk) {
-            return entry;
-        }
-    }
-    throw Error(ErrorKind::peer, fmt::format("the agent's answer leaves out disk {}", disk));
-}
-
 PeerAgent::PeerAgent(asio::any_io_executor executor,
                      const SiteConfig& site,
                      const PeerOptions& peer,
@@ -39,18 +30,15 @@ void PeerAgent::about(std::string migration, Json vm, bool disk_only) {
     migration_ = std::move(migration);
     vm_ = std::move(vm);
     disk_only_ = disk_only;
+    disks_.clear();
+    for (const Json& disk : vm_.at("disks")) {
+        disks_.push_back(disk.at("name").get<std::string>());
+    }
 }
 
 asio::awaitable<void> PeerAgent::start() {
     RpcPeer::Events events;
-    events.on_notification = [this](const rpc::Request& request) {
-        const std::string text = request.params.value("text", request.params.value("detail", ""));
-        if (request.method == "log" && events_.log) {
-            events_.log(request.params.value("level", "info"), peer_.host + ": " + text);
-        } else if (request.method == "event" && events_.lost) {
-            events_.lost(peer_.host + ": " + text);
-        }
-    };
+    events.on_notification = [this](const rpc::Request& request) { take_notice(request); };
     events.on_close = [this](const std::string& reason) {
         if (events_.lost) {
             events_.lost(fmt::format("the agent at {} is gone: {}", peer_.host, reason));
@@ -69,14 +57,16 @@ asio::awaitable<void> PeerAgent::start() {
     Json params{{"version", protocol_version}, {"program_version", DROVER_VERSION}};
     const milliseconds limit = site_.timeouts.connect;
     const Json hello = co_await call("hello", std::move(params), limit);
-    if (hello.value("version", Json()) != protocol_version) {
-        throw Error(
-            ErrorKind::refused,
-            fmt::format("the agent at {} speaks another protocol: its drover is {}, this one "
-                        "{}",
-                        peer_.host,
-                        hello.value("program_version", "?"),
-                        DROVER_VERSION));
+    read_hello(hello, protocol_version, peer_.host);
+}
+
+void PeerAgent::take_notice(const rpc::Request& request) const {
+    const AgentNotice notice = read_notice(request);
+    const std::string text = peer_.host + ": " + notice.text;
+    if (notice.kind == AgentNotice::Kind::log && events_.log) {
+        events_.log(notice.level, text);
+    } else if (notice.kind == AgentNotice::Kind::event && events_.lost) {
+        events_.lost(text);
     }
 }
 
@@ -105,7 +95,7 @@ asio::awaitable<Json> PeerAgent::call(std::string method, Json params, milliseco
         if (error.kind() == ErrorKind::timeout || error.kind() == ErrorKind::peer) {
             doubtful_ = true;
         }
-        throw;
+        throw Error(error.kind(), printable(error.what()), error.sys_errno());
     }
 }
 
@@ -151,13 +141,7 @@ asio::awaitable<void> PeerAgent::end() {
 asio::awaitable<std::vector<DiskStanding>> PeerAgent::take_over() {
     Json params{{"migration", migration_}, {"vm", vm_}, {"disk_only", disk_only_}};
     const Json answer = co_await call_acting("take_over", std::move(params), take_over_patience);
-    std::vector<DiskStanding> standings;
-    for (const Json& disk : answer.at("disks")) {
-        standings.push_back(standing_of(disk));
-    }
-    if (standings.empty()) {
-        throw Error(ErrorKind::peer, "the agent's answer to `take_over` has no disks");
-    }
+    std::vector<DiskStanding> standings = read_standings(answer, "take_over", disks_);
     acts_ = true;
     co_return standings;
 }
@@ -181,11 +165,7 @@ asio::awaitable<void> PeerAgent::run(bool paused) {
 asio::awaitable<std::vector<std::string>> PeerAgent::refuse() {
     Json none = Json::object();
     const Json answer = co_await call_acting("refuse", std::move(none), refuse_patience);
-    std::vector<std::string> tokens;
-    for (const Json& disk : answer.at("disks")) {
-        tokens.push_back(disk.value("refusal_token", ""));
-    }
-    co_return tokens;
+    co_return read_refuse(answer, disks_);
 }
 
 asio::awaitable<void> PeerAgent::supersede(uint64_t generation) {

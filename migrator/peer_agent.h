@@ -3,6 +3,7 @@
 // and what a switchover and a recovery ask of it.
 #pragma once
 
+#include "migrator/agent_answers.h"
 #include "migrator/cli.h"
 #include "migrator/rsh.h"
 #include "migrator/sides.h"
@@ -11,9 +12,6 @@
 #include <memory>
 
 namespace drover {
-
-// What a list in an agent's answer says of a disk. Throws Error(peer) if it leaves it out.
-const rpc::Json& named(const rpc::Json& list, const std::string& disk);
 
 class PeerAgent : public DestinationSide {
 public:
@@ -31,11 +29,14 @@ public:
               const PeerOptions& peer,
               Events events);
 
-    // For take_over(): which migration, and the VM as `prepare` has it.
+    // For take_over(): which migration, and the VM as `prepare` has it. Its disks are what answers
+    // are expected to be about.
     void about(std::string migration, rpc::Json vm, bool disk_only);
+    const DiskNames& disks() const { return disks_; }
 
     // Throws Error(refused) if it speaks another protocol.
     asio::awaitable<void> start();
+    // What comes back is for agent_answers.h to read.
     asio::awaitable<rpc::Json> call(std::string method, rpc::Json params, milliseconds patience);
     bool connected() const { return process_ && !process_->closed(); }
     pid_t pid() const { return process_ ? process_->pid() : 0; }
@@ -52,6 +53,7 @@ public:
 
 private:
     void beat();
+    void take_notice(const rpc::Request& request) const;
     asio::awaitable<rpc::Json>
     call_acting(std::string method, rpc::Json params, milliseconds patience);
     asio::awaitable<rpc::Json>
@@ -63,6 +65,7 @@ private:
     const Events events_;
     std::string migration_;
     rpc::Json vm_;
+    DiskNames disks_;
     bool disk_only_ = false;
     std::unique_ptr<AgentProcess> process_;
     std::unique_ptr<asio::steady_timer> beat_;

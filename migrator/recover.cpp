@@ -39,7 +39,18 @@ SourceRecovery::Result
 recover_source(const SiteConfig& site, const VmFile& vm, const PeerOptions& peer, bool force) {
     asio::io_context context(1);
     SourceRecovery recovery(context.get_executor(), site, vm, peer, force);
-    return run_alone(context, recovery.run());
+    try {
+        return run_alone(context, recovery.run());
+    } catch (const Error&) {
+        throw;
+    } catch (const std::exception& error) {
+        // Nobody has foreseen it, so nothing is known.
+        SourceRecovery::Result result;
+        result.verdict = Verdict::undecided;
+        result.owed = true;
+        result.text = fmt::format("{}: {}", vm.name, error.what());
+        return result;
+    }
 }
 
 void tell(const SourceRecovery::Result& result) {
@@ -150,7 +161,7 @@ std::optional<SourceRecovery::Result> recover_if_free(const SiteConfig& site,
     }
     try {
         return recover_source(site, vm, PeerOptions(), false);
-    } catch (const Error& error) {
+    } catch (const std::exception& error) {
         SourceRecovery::Result result;
         result.owed = true;
         result.text = error.what();

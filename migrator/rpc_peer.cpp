@@ -56,7 +56,7 @@ void RpcPeer::read_more() {
             try {
                 self->lines_.append({self->chunk_.data(), length});
                 self->take_lines();
-            } catch (const Error& broken) {
+            } catch (const std::exception& broken) { // nothing it says ends the event loop
                 self->close(broken.what());
                 return;
             }

@@ -9,24 +9,14 @@
 #pragma once
 
 #include "migrator/async.h"
+#include "migrator/disk_standing.h"
 #include "migrator/state_files.h"
-#include "nbd-proxy/core/ownership.h"
 
 #include <string>
 #include <string_view>
 #include <vector>
 
 namespace drover {
-
-// Of a disk's record, what decides about it.
-struct DiskStanding {
-    Role role = Role::replica;
-    Stage stage = Stage::idle;
-    uint64_t generation = 0;
-    std::string migration; // the present one, or the last
-    bool may_have_run = false;
-    bool in_use = false; // a client has it open; known of served disks only
-};
 
 class DiskAtSource {
 public:

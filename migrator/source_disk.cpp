@@ -271,27 +271,6 @@ asio::awaitable<void> SourceDisk::finish() {
     co_await call_aside("finish", std::move(params), record_patience);
 }
 
-DiskStanding standing_of(const Json& status) {
-    const auto text = [&status](const char* key) {
-        const Json value = status.value(key, Json());
-        return value.is_string() ? value.get<std::string>() : std::string();
-    };
-    const auto role = parse_role(text("role"));
-    const auto stage = parse_stage(text("stage"));
-    const Json generation = status.value("generation", Json());
-    if (!role || !stage || !generation.is_number_unsigned()) {
-        throw Error(ErrorKind::peer, "a disk's status lacks its role, stage or generation");
-    }
-    DiskStanding standing;
-    standing.role = *role;
-    standing.stage = *stage;
-    standing.generation = generation.get<uint64_t>();
-    standing.migration = text("migration");
-    standing.may_have_run = status.value("may_have_run", Json(true)) != Json(false);
-    standing.in_use = status.value("clients", Json(0)) != Json(0);
-    return standing;
-}
-
 std::string SourceDisk::phase() const {
     const Json replication = status_.value("replication", Json());
     return replication.is_object() ? replication.value("phase", "") : "";

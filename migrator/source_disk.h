@@ -89,7 +89,4 @@ private:
     rpc::Json status_ = rpc::Json::object(), last_replication_ = rpc::Json::object();
 };
 
-// A standing as a plugin's status has it. Throws Error(peer) for what is none.
-DiskStanding standing_of(const rpc::Json& status);
-
 } // namespace drover

@@ -106,16 +106,18 @@ struct Verification {
         const milliseconds connect = site.timeouts.connect;
         const std::string key = random_hex(32);
         Json disks = Json::array();
+        DiskNames names;
         for (const DiskSpec& disk : vm.disks) {
             const std::string uuid = co_await uuid_of(disk.name);
             disks.push_back({{"name", disk.name}, {"uuid", uuid}});
+            names.push_back(disk.name);
         }
         Json params{{"vm", vm.name}, {"disks", std::move(disks)}, {"psk_key", key}};
         const Json answer = co_await agent.call("hashes", std::move(params), connect);
         // Ours, not those that it chooses to name: an empty answer would verify nothing.
-        for (const DiskSpec& disk : vm.disks) {
-            Json there = named(answer.at("disks"), disk.name);
-            co_await compare(disk.name, std::move(there), key);
+        const std::vector<DataPort> ports = read_hashes(answer, names);
+        for (size_t i = 0; i < names.size(); ++i) {
+            co_await compare(names[i], ports[i], key);
         }
         co_await agent.end();
     }
@@ -130,15 +132,15 @@ struct Verification {
         co_return status.value("uuid", "");
     }
 
-    asio::awaitable<void> compare(std::string name, Json there, std::string key) {
+    asio::awaitable<void> compare(std::string name, DataPort there, std::string key) {
         const std::string address = options.peer.data_address.empty()
                                         ? host_address(options.peer.host)
                                         : options.peer.data_address;
         const auto disk =
             connect_peer(executor, "disk " + name, paths().disk_control(vm.name, name), {});
         Json to{{"host", address},
-                {"port", there.at("port")},
-                {"psk_user", there.at("psk_user")},
+                {"port", there.port},
+                {"psk_user", there.psk_user},
                 {"psk_key", key}};
         Json params{{"to", std::move(to)}};
         Json result = co_await disk->call("verify", std::move(params), verify_patience);
