@@ -353,7 +353,7 @@ asio::awaitable<Json> Destination::promote(Json params) {
     const std::string token = rpc::string_param(params, "token");
     co_await takeover_->promote(token);
     if (!has_hypervisor()) {
-        keep_vm_file(); // else after run(): the VM is paused meanwhile
+        try_to_keep_vm_file(); // else after run(): the VM is paused meanwhile
     }
     co_return Json::object();
 }
@@ -364,7 +364,7 @@ asio::awaitable<Json> Destination::run(Json params) {
     const bool paused = rpc::bool_param(params, "paused", false);
     co_await takeover_->run(paused);
     runs_ = true;
-    keep_vm_file(); // should this host or its agent die before `finish`
+    try_to_keep_vm_file(); // should this host or its agent die before `finish`
     co_return Json::object();
 }
 
@@ -450,7 +450,7 @@ asio::awaitable<void> Destination::promote_rest() {
         co_await takeover_->run(false);
         runs_ = true;
     }
-    keep_vm_file();
+    try_to_keep_vm_file();
 }
 
 asio::awaitable<uint64_t> Destination::promote_by_force() {
@@ -467,7 +467,7 @@ asio::awaitable<uint64_t> Destination::promote_by_force() {
         co_await takeover_->run(false);
         runs_ = true;
     }
-    keep_vm_file();
+    try_to_keep_vm_file();
     co_await end_journal();
     stage_ = Stage::over;
     co_return disks_.front()->generation();
@@ -539,7 +539,7 @@ asio::awaitable<void> Destination::abandon() {
     for (const auto& disk : disks_) {
         disk->remove_key();
     }
-    keep_vm_file();
+    try_to_keep_vm_file();
     stage_ = Stage::over;
 }
 
@@ -559,6 +559,15 @@ void Destination::keep_vm_file() const {
         file.local["qmp"] = paths().qmp_socket(vm_.name);
     }
     write_file_atomically(paths().arrived_vm_file(vm_.name), to_toml(file), 0600);
+}
+
+// The VM is here, whatever its file says; finish() tries again.
+void Destination::try_to_keep_vm_file() const {
+    try {
+        keep_vm_file();
+    } catch (const Error& error) {
+        fmt::print(stderr, "drover agent: warning: {}\n", error.what());
+    }
 }
 
 } // namespace drover

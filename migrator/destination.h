@@ -85,6 +85,7 @@ private:
     asio::awaitable<void> put_down();
     asio::awaitable<void> end_journal();
     void keep_vm_file() const;
+    void try_to_keep_vm_file() const;
     bool has_hypervisor() const { return !disk_only_ && vm_.hypervisor != "none"; }
 
     asio::any_io_executor executor_;

@@ -16,6 +16,8 @@ namespace {
 
 using rpc::Json;
 
+constexpr off_t journal_room = 65536;
+
 void write_whole(int fd, std::string_view text, const std::string& path) {
     while (!text.empty()) {
         const ssize_t written = ::write(fd, text.data(), text.size());
@@ -76,8 +78,13 @@ Journal::create(const std::string& path, std::string side, const Json& facts) {
     const std::string text = journal_line(journal_head(side, facts));
     write_file_durably(path, text, 0600);
     JournalContent content = parse_journal(text, path);
+    UniqueFd file = open_to_append(path);
+    // For the steps to come, should the file system run full; some have no such thing.
+    if (::fallocate(file.get(), FALLOC_FL_KEEP_SIZE, 0, journal_room) != 0 && errno == ENOSPC) {
+        throw_errno(path);
+    }
     return std::unique_ptr<Journal>(
-        new Journal(path, std::move(side), open_to_append(path), std::move(content)));
+        new Journal(path, std::move(side), std::move(file), std::move(content)));
 }
 
 std::unique_ptr<Journal> Journal::go_on(const std::string& path) {

@@ -17,6 +17,8 @@ namespace drover {
 namespace {
 
 constexpr mode_t write_bits = 0222;
+// Of a record, which may grow, and its directory entry.
+constexpr off_t room_bytes = 65536;
 
 // Through symbolic links: what is renamed is the file that they lead to.
 std::string absolute(const std::string& path) {
@@ -187,6 +189,10 @@ std::string RecordStore::record_path() const {
     return record_path_in(options_.state_dir);
 }
 
+std::string RecordStore::room_path() const {
+    return options_.state_dir + "/room";
+}
+
 void RecordStore::step(std::string_view what) const {
     if (options_.step) {
         options_.step(what);
@@ -343,9 +349,28 @@ void RecordStore::write(Record next) {
     if (next.marked == 0 || before != after) {
         next.marked = next.version;
     }
-    write_file_durably(record_path(), serialize_record(next), 0600, options_.step);
+    const std::string bytes = serialize_record(next);
+    try {
+        write_file_durably(record_path(), bytes, 0600, options_.step);
+    } catch (const Error& error) {
+        const bool full = error.sys_errno() == ENOSPC || error.sys_errno() == EDQUOT;
+        if (!full || ::unlink(room_path().c_str()) != 0) {
+            throw;
+        }
+        write_file_durably(record_path(), bytes, 0600, options_.step);
+    }
+    keep_room();
     record_ = std::move(next);
     step("record saved");
+}
+
+// Where there is none now, the next write may do without.
+void RecordStore::keep_room() const {
+    const UniqueFd room(
+        ::open(room_path().c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+    if (room && ::posix_fallocate(room.get(), 0, room_bytes) != 0) {
+        ::unlink(room_path().c_str());
+    }
 }
 
 void RecordStore::write_marker() {

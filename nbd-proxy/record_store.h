@@ -46,7 +46,7 @@ public:
 
     // Durable when it returns. On Error(io) assume neither the old nor the new record: answer
     // the request with the error; saving again is the way out. The fields under "the image" are
-    // RecordStore's and are filled in.
+    // RecordStore's and are filled in. In a file system that has run full there is room for one more.
     void save(const Record& record);
 
     // Where the image is now: options.image, or where it was set aside.
@@ -76,9 +76,11 @@ private:
     void load();
     void check_image(const Record& stored);
     void write(Record next);
+    void keep_room() const;
     void write_marker();
     void step(std::string_view what) const;
     std::string record_path() const;
+    std::string room_path() const;
 
     RecordStoreOptions options_;
     std::string image_; // "": not a file, so there is no marker, inode or name to care for

@@ -152,7 +152,7 @@ site() {
     local dir=$tmp/$1
     shift
     export DROVER_RUN=$dir/run DROVER_STATE=$dir/state DROVER_CONF=$dir/drover.toml
-    [[ ! -d $dir ]] || return 0
+    [[ ! -e $dir/drover.toml ]] || return 0
     mkdir -p "$dir"/{run,state,images,vm.d}
     printf '%s\n' "images = \"$dir/images\"" "$@" >"$dir/drover.toml"
     on_exit e2e_stop_site "$dir"

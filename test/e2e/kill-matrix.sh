@@ -1,32 +1,30 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Each process of a migration is killed at each step that is written into a journal, and so are those that
-# recover. After each: one side owns both disks, every write that was flushed and answered is there, nothing is left
+# recover; or the file system of a site, with the images and what drover writes, runs full there. After each: one side owns both disks, every write that was flushed and answered is there, nothing is left
 # behind, and the next migration works.
 #   kill-matrix.sh [--all] [CASE...]     without --all: the steps around the switchover; CASE: STEP/VICTIM
 # test: timeout=600 release
 # test: slow
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/step-functions.sh
+source "$e2e_top/test/e2e/step-functions.sh"
 requires drover nbdkit qemu-io jq
 
 all=no
 [[ ${1:-} != --all ]] || { all=yes; shift; }
 wanted=("$@")
 
+# Each site has a file system of its own, which can run full.
+mkdir a b
+for side in a b; do
+    on_exit e2e_unmount "$tmp/$side"
+    mount -t tmpfs -o size=192M "site $side" $side || skip "a tmpfs can't be mounted here"
+done
 site b 'listen = "127.0.0.1"' 'ports = "22039-22069"'
 site a 'listen = "127.0.0.1"' 'ports = "22009-22029"'
-cat >"$tmp/at" <<SH
-#!/bin/bash
-export DROVER_CONF=$tmp/\$1/drover.toml DROVER_RUN=$tmp/\$1/run DROVER_STATE=$tmp/\$1/state
-shift
-exec "\$@"
-SH
-chmod +x at
-export DROVER_REMOTE
-DROVER_REMOTE=$(command -v drover)
-export DROVER_TEST_STEPS=$tmp/steps
-mkdir steps
+ways_to_sites "$tmp/at"
 block=4096
 
 # ---- the client: writes a block after the other, to the disk, over and over, and adds a line when it was answered
@@ -81,21 +79,6 @@ check_writes() {
         fail "$1 lacks writes that were answered, of $count"
 }
 
-# ---- steps
-
-stop_at() { mkfifo "steps/$1" "steps/$1.go"; }
-# Whoever comes to it after that goes by.
-reached() {
-    timeout 20 cat "steps/$1" >/dev/null || fail "it did not come to $1: $(cat out err)"
-    rm "steps/$1"
-    mv "steps/$1.go" "stopped-$1"
-}
-# Of a process that was killed nobody waits.
-go_on() {
-    timeout 1 bash -c ": >stopped-$1" || true
-    rm "stopped-$1"
-}
-
 # ---- who is who
 
 serves() { jq .pid "$tmp/$1/run/$vm/root.json" 2>/dev/null; }
@@ -128,6 +111,7 @@ new_vm() {
     printf 'name = "%s"\nhypervisor = "none"\n' $vm >a/vm.d/$vm.toml
     for disk in root data; do
         truncate -s 16M a/images/$vm-$disk.img
+        fallocate -l 9M a/images/$vm-$disk.img # the client's writes have room
         dd if=/dev/urandom of=a/images/$vm-$disk.img bs=1M seek=12 count=2 conv=notrunc status=none
         printf '[[disk]]\nname = "%s"\nfile = "%s"\n' $disk "$tmp/a/images/$vm-$disk.img" >>a/vm.d/$vm.toml
     done
@@ -182,13 +166,6 @@ check_all() {
 }
 
 is_wanted() { [[ ${#wanted[@]} == 0 || " ${wanted[*]} " == *" $1 "* ]]; }
-kill_victim() {
-    local pid
-    pid=$(victim_pid "$1")
-    [[ -n $pid ]] || fail "there is no $1"
-    kill -9 $pid
-    wait_for 10 eventually_gone $pid
-}
 # start_until STEP: a migration of a new VM
 start_until() {
     new_vm
@@ -202,16 +179,28 @@ end_of_coordinator() {
     wait $coordinator 2>/dev/null || status=$?
 }
 
+fill() { head -c 1G /dev/zero >"$1/full" 2>/dev/null || true; }
+
 # run_case STEP VICTIM: STEP as SIDE.STEP
 run_case() {
     is_wanted "$1/$2" || return 0
     by_hand=no
     start_until "$1"
-    kill_victim "$2"
+    case $2 in
+        full-source) fill a ;;
+        full-destination) fill b ;;
+        *) kill_victim "$2" ;;
+    esac
     go_on "$1"
     end_of_coordinator
+    if [[ $2 == full-* ]]; then
+        ((status == 0)) || grep -q 'No space left' err || fail "it does not say what it lacks: $(cat err)"
+        # What was written before leaves room for what matters.
+        [[ $status != 3 ]] || fail "it could not be ended: $(cat err)"
+        rm -f ?/full
+    fi
     check_all
-    printf '%-22s %-12s status %-3d owner %s\n' "$1" "$2" $status $owner
+    printf '%-22s %-16s status %-3d owner %s\n' "$1" "$2" $status $owner
 }
 
 # recovery_case STEP RECOVERY-STEP VICTIM: the coordinator is killed at STEP, and then, at a step of the recovery, the
@@ -228,13 +217,13 @@ recovery_case() {
     kill_victim "$3"
     go_on "$2"
     check_all
-    printf '%-22s %-12s owner %s\n' "$1 $2" "$3" $owner
+    printf '%-22s %-16s owner %s\n' "$1 $2" "$3" $owner
 }
 
 steps=(source.handover source.fence source.promote destination.promote source.finish)
 [[ $all == no ]] || steps=(source.prepare destination.prepare source.replicate "${steps[@]}" destination.finish)
 for step in "${steps[@]}"; do
-    for victim in coordinator agent source destination guardian; do
+    for victim in coordinator agent source destination guardian full-source full-destination; do
         # Before it is asked for, there is none.
         [[ $step/$victim != *.prepare/destination ]] || continue
         run_case "$step" "$victim"
