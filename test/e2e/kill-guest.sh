@@ -1,0 +1,164 @@
+#!/bin/bash
+# SPDX-License-Identifier: GPL-2.0-or-later
+# A real guest moves over the WAN link, the coordinator's words to its agent as well; each process of either side,
+# QEMU among them, is killed at each step around the switchover, and the link is cut. After each: the guest runs at one
+# site, or at none because its QEMU was killed, and then its disks are owned by one site where it can be started
+# again; every record that it acknowledged is there, its client's connection has lasted unless QEMU was killed, nothing
+# is left behind, and the next migration works.
+#   kill-guest.sh [--all] [CASE...]     without --all: some that no test without a guest has; CASE: STEP/VICTIM
+# test: timeout=900 release
+# test: slow
+# shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
+# shellcheck source=test/e2e/functions.sh
+source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/step-functions.sh
+source "$e2e_top/test/e2e/step-functions.sh"
+requires drover nbdkit qemu-system-x86_64 jq ip nft busybox socat
+[[ $(id -u) == 0 ]] || skip "network namespaces need root"
+
+# shellcheck disable=SC2034 # both are lab.sh's
+LAB_BUILD=$DROVER_BUILD LAB=$tmp/lab
+mkdir lab
+# shellcheck source=test/lab/lab.sh
+source "$e2e_top/test/lab/lab.sh"
+on_exit lab_down
+
+cases=(source.handover/link source.handover/hypervisor source.fence/hypervisor source.fence/new-hypervisor
+    source.promote/link source.promote/source source.promote/new-hypervisor destination.promote/agent source.finish/link)
+if [[ ${1:-} == --all ]]; then
+    shift
+    cases=()
+    for step in source.handover source.fence source.promote destination.promote source.finish; do
+        for victim in coordinator agent guardian source destination hypervisor new-hypervisor link long-link; do
+            cases+=("$step/$victim")
+        done
+    done
+fi
+[[ $# == 0 ]] || cases=("$@")
+
+lab_up
+# The agent is reached over the link, as with ssh: HOST drover agent --stdio.
+cat >rsh <<SH
+#!/bin/bash
+exec "$LAB/at" src socat - TCP:10.8.0.2:2222
+SH
+chmod +x rsh
+background "$LAB/at" dst socat TCP-LISTEN:2222,bind=10.8.0.2,reuseaddr,fork EXEC:"drover agent --stdio" 2>socat.log
+at() { "$LAB/at" "$@"; }
+
+# ---- who is who
+
+serves() { jq .pid "$LAB/$1/run/$vm/root.json" 2>/dev/null; }
+guardian_pid() { pgrep -f "guardian $LAB/src/vm.d/$vm.toml" | head -n 1; }
+victim_pid() {
+    case $1 in
+        coordinator) echo "$coordinator" ;;
+        agent) pgrep -f '^drover agent --stdio' | while read -r pid; do
+            if [[ $(ip netns identify "$pid") == "$(lab_sites netns dst)" ]]; then echo "$pid"; fi
+        done ;;
+        guardian) guardian_pid ;;
+        source) serves src ;;
+        destination) serves dst ;;
+        hypervisor) lab_guest_pids src ;;
+        new-hypervisor) lab_guest_pids dst ;;
+    esac
+}
+role_at() { at "$1" drover status "$vm" --json 2>/dev/null | jq -r '[.vms[0].disks[]?.record.role // empty] | unique | join("+")'; }
+guest_state() { timeout 10 "$LAB_BUILD/test/lab/lab-client" qmp "$LAB/$1/monitor" query-status 2>/dev/null | jq -r .status; }
+runs_at() { [[ $(guest_state "$1") == running ]]; }
+is_over() { tail -n 1 "$LAB/src/state/$vm/journal" | grep -q '"step":"over"' && [[ -z $(guardian_pid) ]]; }
+# At the destination, beside the server of its agents.
+leftovers() { ip netns pids "$(lab_sites netns dst)" | xargs -r ps -o comm= -p | grep -E 'nbdkit|qemu|drover'; }
+clean_at_dst() { ! leftovers >/dev/null; }
+
+wait_until_over() {
+    local end=$((SECONDS + 150))
+    until is_over; do
+        ((SECONDS < end)) || fail "not recovered: $(cat out err "$LAB/src/state/$vm/guardian.log")"
+        # Nobody is left but the operator.
+        if [[ -z $(guardian_pid) ]]; then
+            at src drover recover "$vm" >recover.out 2>&1 || true
+        fi
+        sleep 0.2
+    done
+}
+
+options=(--rsh "$tmp/rsh" --data-address 10.8.0.2)
+
+number=0
+# run_case STEP VICTIM
+run_case() {
+    local step=$1 victim=$2 owner status=0 acknowledged started
+    vm=vm$((++number))
+    rm -f "$LAB"/*/console.log "$LAB"/*/monitor "$LAB"/*/qmp
+    lab_sites route src
+    lab_make_vm $vm root=64M:8 data=16M
+    at src drover serve $vm >/dev/null
+    lab_start_guest $vm src "$LAB/src/run/$vm/root.sock" "$LAB/src/run/$vm/data.sock" -- rec_rate=50
+    wait_for 180 grep -qs "guest: up" "$LAB/src/console.log"
+    lab_start_client
+    lab_wait_acknowledged 10
+
+    stop_at "$step"
+    # "at" becomes drover by exec: the pid is the coordinator's
+    "$LAB/at" src drover migrate $vm dst "${options[@]}" >out 2>err &
+    coordinator=$!
+    reached "$step" 120
+    case $victim in
+        link | long-link) lab_sites link cut=1 >/dev/null ;;
+        *) kill_victim "$victim" ;;
+    esac
+    go_on "$step"
+    case $victim in
+        link) sleep 5 && lab_sites link cut=0 >/dev/null ;;
+        long-link) sleep 75 && lab_sites link cut=0 >/dev/null ;; # an agent waits for a minute
+    esac
+    wait $coordinator 2>/dev/null || status=$?
+    wait_until_over
+
+    case "$(role_at src) $(role_at dst)" in
+        "owner replica" | "owner ") owner=src ;;
+        "fenced owner") owner=dst ;;
+        *) fail "owners: $(role_at src), $(role_at dst)" ;;
+    esac
+    if [[ $victim == *hypervisor ]] && ! runs_at $owner; then
+        lab_no_guest src && { [[ $owner == src ]] || lab_no_guest dst; } ||
+            fail "a QEMU is left: $(guest_state src) $(guest_state dst)"
+        lab_stop_client 2>/dev/null || true
+        acknowledged=$(lab_acknowledged)
+        # The operator's turn: the guest starts again from the owner's disks.
+        rm -f "$LAB"/*/monitor "$LAB"/*/qmp
+        lab_sites route $owner
+        lab_start_guest $vm $owner "$LAB/$owner/run/$vm/root.sock" "$LAB/$owner/run/$vm/data.sock" -- rec_rate=50
+        started=yes
+        lab_start_client
+        lab_wait_acknowledged 1
+        (($(lab_acknowledged) > acknowledged)) || fail "the guest has lost records: $(lab_acknowledged), not $acknowledged"
+    else
+        wait_for 30 runs_at $owner
+        started=no
+    fi
+    lab_wait_acknowledged 20
+    if [[ $owner == src ]]; then
+        wait_for 30 clean_at_dst
+        [[ ! -e $LAB/dst/images/$vm ]] || fail "an image is left at the destination"
+        at src drover migrate $vm dst "${options[@]}" >out 2>err || fail "the next migration: $(cat out err)"
+        lab_wait_acknowledged 20
+    else
+        lab_no_guest src || fail "the old QEMU is still there"
+    fi
+    [[ "$(role_at src) $(role_at dst)" == "fenced owner" ]] || fail "owners: $(role_at src), $(role_at dst)"
+    lab_stop_client || fail "its client's connection broke"
+    acknowledged=$(lab_acknowledged)
+    lab_poweroff dst
+    at dst drover serve $vm --stop >/dev/null
+    at src drover serve $vm --stop >/dev/null
+    lab_check_records "$(lab_image dst $vm root)" "$acknowledged" >/dev/null
+    clean_at_dst || fail "left at the destination: $(leftovers)"
+    rm -rf "$LAB"/*/{images,state,run}/$vm "$LAB/src/vm.d/$vm.toml"
+    printf '%-20s %-15s status %d, owner %s%s\n' "$step" "$victim" $status $owner "$([[ $started == no ]] || echo ", started again")"
+}
+
+for case in "${cases[@]}"; do
+    run_case "${case%/*}" "${case#*/}"
+done
