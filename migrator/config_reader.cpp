@@ -14,9 +14,8 @@
 #ifndef __clang__
 #pragma GCC diagnostic ignored "-Wterminate" // the same macro in its noexcept functions
 #endif
-#include "migrator/config_reader.h"
-
 #include "common/units.h"
+#include "migrator/config_reader.h"
 
 #include <algorithm>
 
@@ -50,11 +49,61 @@ std::string joined(std::vector<std::string> words) {
     return fmt::format("{}", fmt::join(words, ", "));
 }
 
+// The line of the first character that is not ASCII and in no comment nor string of one line, 0 if
+// there is none. toml++ 3.3 has undefined behaviour there: its is_non_ascii_horizontal_whitespace
+// takes most of those characters to be impossible.
+size_t line_of_stray_character(std::string_view text) {
+    size_t line = 1;
+    bool in_comment = false, in_lines = false;
+    char quote = '\0'; // of the string that this is in
+    for (size_t i = 0; i < text.size(); ++i) {
+        const char c = text[i];
+        if (c == '\n') {
+            ++line;
+            in_comment = false;
+            quote = in_lines ? quote : '\0';
+        } else if (in_comment) {
+            continue;
+        } else if (static_cast<signed char>(c) < 0) {
+            if (quote == '\0' || in_lines) {
+                return line;
+            }
+        } else if (c == '\\' && quote == '"') {
+            i += text.substr(i + 1, 1) != "\n" ? 1 : 0;
+        } else if (quote == '\0' && c == '#') {
+            in_comment = true;
+        } else if (quote == '\0' ? c == '"' || c == '\'' : c == quote) {
+            const bool three = text.substr(i, 3) == std::string(3, c);
+            if (quote == '\0' || three || !in_lines) {
+                quote = quote == '\0' ? c : '\0';
+                i += three && (quote != '\0' || in_lines) ? 2 : 0;
+                in_lines = three && quote != '\0';
+            }
+        }
+    }
+    return 0;
+}
+
 } // namespace
 
 ConfigFile::ConfigFile(std::string_view text, std::string path) : path_(std::move(path)) {
+    if (const size_t line = line_of_stray_character(text)) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("{}:{}: not TOML: a character that may only be in a comment, or in "
+                                "a string of one line",
+                                path_,
+                                line));
+    }
+    // After an error it may look at what would have been a string: it gets that text without
+    // such characters.
+    std::string ascii(text);
+    std::replace_if(
+        ascii.begin(), ascii.end(), [](char c) { return static_cast<signed char>(c) < 0; }, '?');
     try {
-        table_ = toml::parse(text, path_);
+        table_ = toml::parse(ascii, path_);
+        if (ascii != text) {
+            table_ = toml::parse(text, path_);
+        }
     } catch (const toml::parse_error& error) {
         throw Error(
             ErrorKind::usage,

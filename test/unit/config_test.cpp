@@ -115,6 +115,13 @@ TEST_CASE("a mistake is told with file, line, key and what was expected") {
               .starts_with("drover.toml:1: 'hypervisor.xyz': unknown key"));
     CHECK(refused("images = \"/a\"\nimages = \"/b\"").starts_with("drover.toml:2: not TOML: "));
     CHECK(refused("x = [").starts_with("drover.toml:1: not TOML: "));
+    CHECK(refused("# \u00e9\nimages = \"/\u00e9\"\n\u00e9 = 1")
+              .starts_with("drover.toml:3: not TOML: "));
+    CHECK(refused("images = \"/a\" \u00e9").starts_with("drover.toml:1: not TOML: "));
+    CHECK(refused("images = \"\"\"/a\\\n\u00e9\"\"\"").starts_with("drover.toml:2: not TOML: "));
+    CHECK(refused("images = '''/a\n'\u00e9'''").starts_with("drover.toml:2: not TOML: "));
+    CHECK(parse_site_config("images = '/\"\u00e9' # \u00e9", "f").images == "/\"\u00e9");
+    CHECK(parse_site_config("images = \"/\\\"\u00e9#\" # \u00e9", "f").images == "/\"\u00e9#");
 }
 
 TEST_CASE("addresses, ports and modes are checked") {
