@@ -1,14 +1,14 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
-# Streams between two plugins by themselves: sparse images stay sparse and whole, a destination that is not
-# empty ends up right, sizes of any number of bytes, 8 TiB in bounded memory, and a destination that
+# Streams between two plugins by themselves: sparse images stay sparse and whole, and are read once, a destination
+# that is not empty ends up right, sizes of any number of bytes, 8 TiB in bounded memory, and a destination that
 # runs full.
 # test: timeout=300 tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh
 source "$e2e_top/test/e2e/stream-functions.sh"
-requires drover nbdkit qemu-io jq filefrag
+requires drover nbdkit qemu-io jq filefrag perl
 
 # copy [ARGUMENT...]: src.img, which becomes the source, to a new destination dst.img
 copy() {
@@ -53,6 +53,34 @@ extents() { filefrag "$1" | sed 's/.*: \([0-9]*\) extent.*/\1/'; }
 (($(used dst.img) * 100 <= $(used src.img) * 101)) || fail "$(used dst.img) KiB used of $(used src.img)"
 (($(extents dst.img) * 10 <= $(extents copy.img) * 11 + 10)) || fail "$(extents dst.img) extents, a copy has $(extents copy.img)"
 hand_over
+
+echo "# what has data is read once, and what has none not at all"
+rm -rf src.img.drover dst.img.drover
+truncate -s 64M src.img
+for at in 1 3 40; do
+    dd if=/dev/urandom of=src.img bs=1M seek=$at count=1 conv=notrunc status=none
+done
+dd if=/dev/urandom of=src.img bs=64k seek=333 count=3 conv=notrunc status=none
+background nbdkit -f -U "$tmp/logged.sock" --filter=log file src.img logfile="$tmp/requests"
+server=$pid
+wait_for 20 test -S logged.sock
+serve src "uri=nbd+unix:///?socket=$tmp/logged.sock" "state=$tmp/src.state"
+serve dst dst.img role=destination size=64M
+migration=$(new_id)
+prepare dst "$migration" 2
+replicate "$migration" 2
+wait_for 60 phase_is in_sync
+cmp src.img dst.img || fail "the images differ"
+perl -ne 'next unless / Read .*offset=0x([0-9a-f]+) count=0x([0-9a-f]+) /;
+    for ($block = hex($1) >> 16; $block <= hex($1) + hex($2) - 1 >> 16; $block++) { $read{$block}++ }
+    END { print join(" ", map { "$_:$read{$_}" } sort { $a <=> $b } keys %read), "\n" }' requests >blocks
+[[ $(cat blocks) == "$(for block in {16..31} {48..63} {333..335} {640..655}; do echo "$block:1"; done | paste -sd ' ')" ]] ||
+    fail "read were: $(cat blocks)"
+ctl "$tmp/src.ctl" cancel >/dev/null
+stop src
+stop dst
+kill "$server"
+rm -rf src.img dst.img dst.img.drover src.state
 
 echo "# a destination with old content, and a source that was a thick volume"
 truncate -s 32M src.img

@@ -67,6 +67,8 @@ for flag in can_cache can_df can_fast_zero can_flush can_fua can_multi_conn can_
 done
 [[ $(jq .is_read_only info) == false ]] || fail "it is read-only"
 [[ $(jq '."export-size"' info) == 67108864 ]] || fail "size"
+[[ $(jq -c '[.block_size_minimum, .block_size_preferred, .block_size_maximum]' info) == "[1,4096,4294967295]" ]] ||
+    fail "block sizes: $(cat info)"
 io plain "write -P 0x11 0 1M" "write -P 0x22 -f 4k 8k" "write -z 64k 64k" "write -z -u 128k 64k" \
     "write -z -n 192k 64k" "discard 256k 64k" "flush" \
     "read -P 0x11 0 4k" "read -P 0x22 4k 8k" "read -P 0 64k 192k" "read -P 0 256k 64k" "read -P 0x11 320k 64k"
