@@ -27,8 +27,9 @@ seen=()
 
 # begin OPTION...: in the background, its pid in $quick
 begin() {
+    : >quick.out # not by whoever runs it, who may be later than the first look
     # A shell ignores SIGINT in what it starts in the background.
-    setsid env --default-signal=INT "$e2e_top/quickstart" --no-install "$@" >quick.out 2>&1 &
+    setsid env --default-signal=INT "$e2e_top/quickstart" --no-install "$@" >>quick.out 2>&1 &
     quick=$!
 }
 tells() { grep -q -- "$1" quick.out || ! kill -0 "$quick" 2>/dev/null; }
