@@ -146,22 +146,29 @@ struct Verification {
         Json result = co_await disk->call("verify", std::move(params), verify_patience);
         disk->close("done");
         const uint64_t blocks = result.value("different", uint64_t{0});
+        const uint64_t written = result.value("written", uint64_t{0});
+        const std::string since =
+            written == 0
+                ? ""
+                : fmt::format(", but for {} that were written since the switchover", written);
         different += blocks;
         result["disk"] = name;
         if (options.json) {
             fmt::print("{}\n", result.dump());
         } else if (blocks == 0) {
-            fmt::print("{}/{}: the same in all {} blocks\n",
+            fmt::print("{}/{}: the same in all {} blocks{}\n",
                        vm.name,
                        name,
-                       result.value("blocks", uint64_t{0}));
+                       result.value("blocks", uint64_t{0}),
+                       since);
         } else {
-            fmt::print("{}/{}: {} of {} blocks differ, the first at byte {}\n",
+            fmt::print("{}/{}: {} of {} blocks differ, the first at byte {}{}\n",
                        vm.name,
                        name,
                        blocks,
                        result.value("blocks", uint64_t{0}),
-                       result.value("first_different", uint64_t{0}));
+                       result.value("first_different", uint64_t{0}),
+                       since);
         }
     }
 };

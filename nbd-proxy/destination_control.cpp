@@ -171,6 +171,7 @@ rpc::Json DestinationControl::promote(const rpc::Json& params) {
             snapshot_ = taken;
         }
         context_.disk.set_snapshot(taken);
+        context_.disk.set_written(std::make_shared<WrittenBlocks>(context_.geometry()));
         // Its client may have stayed here when it left: from now on it is served from here again.
         context_.disk.take_back();
         forwarding_.end();

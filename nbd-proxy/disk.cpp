@@ -111,6 +111,9 @@ void Disk::change(Extent where,
                   There&& there,
                   Report&& report) {
     if (const Direct direct(*this); direct) {
+        if (written_) {
+            written_->mark(where);
+        }
         here();
         return;
     }
@@ -125,6 +128,9 @@ void Disk::change(Extent where,
         } const arrival{*this};
         if (way.snapshot) {
             way.snapshot->preserve(where);
+        }
+        if (written_) {
+            written_->mark(where);
         }
         if (!way.tracked || where.length == 0) {
             here();
@@ -291,6 +297,16 @@ void Disk::set_snapshot(std::shared_ptr<HashSnapshot> snapshot) {
     const std::lock_guard lock(mutex_);
     snapshot_ = std::move(snapshot);
     settle_direct();
+}
+
+void Disk::set_written(std::shared_ptr<WrittenBlocks> written) {
+    const std::lock_guard lock(mutex_);
+    written_ = std::move(written);
+}
+
+std::shared_ptr<WrittenBlocks> Disk::written() const {
+    const std::lock_guard lock(mutex_);
+    return written_;
 }
 
 void Disk::hold() {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "nbd-proxy/backend.h"
+#include "nbd-proxy/core/written_blocks.h"
 #include "nbd-proxy/hash_snapshot.h"
 #include "nbd-proxy/tracked.h"
 
@@ -52,6 +53,10 @@ public:
     // Announces every change to it first, while it is set. The clients' requests are held, or none
     // has come yet.
     void set_snapshot(std::shared_ptr<HashSnapshot> snapshot);
+    // Marks every change in it from now on. Changes are held meanwhile.
+    void set_written(std::shared_ptr<WrittenBlocks> written);
+    // Null if they are not marked.
+    std::shared_ptr<WrittenBlocks> written() const;
     // Ends every held request, and each later one, with ESHUTDOWN.
     void close();
 
@@ -85,7 +90,7 @@ private:
     std::atomic<bool> forwarding_{false}; // owner_ is set
     std::array<Shard, 16> shards_;
 
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     std::condition_variable gate_;
     bool held_;
     bool closed_ = false;
@@ -94,7 +99,8 @@ private:
 
     std::shared_ptr<Tracked> tracked_;
     std::shared_ptr<HashSnapshot> snapshot_;
-    std::shared_ptr<Backend> owner_; // set: forwarding
+    std::shared_ptr<WrittenBlocks> written_; // also read on the direct path
+    std::shared_ptr<Backend> owner_;         // set: forwarding
 };
 
 } // namespace drover

@@ -141,7 +141,8 @@ std::unique_ptr<Export> Engine::open_for_peer(const std::string& name, bool read
         return make_hashes_export(*backend_,
                                   context_->geometry(),
                                   hash_seed(uuid_bytes(record.uuid)),
-                                  destination_->snapshot());
+                                  destination_->snapshot(),
+                                  written_since_promotion(record));
     }
     // nbdkit does not tell whose key opened the connection. The migration's id, which only its two
     // sides know, keeps the disk from a key that was made for another purpose.
@@ -221,6 +222,11 @@ Engine::Json Engine::finish(const Json& params) {
     return Json::object();
 }
 
+// What differs from the disk that its source has kept; null where nothing is known of it.
+std::shared_ptr<WrittenBlocks> Engine::written_since_promotion(const Record& now) const {
+    return may_write(now) ? disk_->written() : nullptr;
+}
+
 Engine::Json Engine::verify(const Json& params) {
     rpc::only_params(params, {"to"});
     NbdClientOptions peer = peer_options(options_, params.value("to", Json::object()), verify_key);
@@ -236,25 +242,35 @@ Engine::Json Engine::verify(const Json& params) {
     if (there.size() != blocks.blocks() * sizeof(Hash128)) {
         throw Error(ErrorKind::peer, "the other side's disk has another size or block size");
     }
-    const auto export_here =
-        make_hashes_export(*backend_, blocks, hash_seed(uuid_bytes(record_->get().uuid)), nullptr);
+    const Record now = record_->get();
+    const auto export_here = make_hashes_export(
+        *backend_, blocks, hash_seed(uuid_bytes(now.uuid)), nullptr, written_since_promotion(now));
+    // Before the end of a migration its destination knows every hash, and has to tell it.
+    const bool parted = now.stage == Stage::over;
     constexpr uint64_t step = 256 * sizeof(Hash128);
     std::vector<std::byte> theirs(step), ours(step);
-    uint64_t different = 0;
+    uint64_t different = 0, written = 0;
+    const Hash128 none{}; // it was written since the two parted
     Json first;
     for (uint64_t at = 0; at < there.size(); at += step) {
         const Extent part{at, std::min(step, there.size() - at)};
         there.read(theirs.data(), part);
         export_here->read(ours.data(), part);
         for (uint64_t i = 0; i < part.length; i += sizeof(Hash128)) {
-            if (std::memcmp(&theirs[i], &ours[i], sizeof(Hash128)) != 0) {
+            if (parted && (std::memcmp(&theirs[i], &none, sizeof none) == 0 ||
+                           std::memcmp(&ours[i], &none, sizeof none) == 0)) {
+                ++written;
+            } else if (std::memcmp(&theirs[i], &ours[i], sizeof(Hash128)) != 0) {
                 if (different++ == 0) {
                     first = (at + i) / sizeof(Hash128) * blocks.block_size;
                 }
             }
         }
     }
-    return {{"blocks", blocks.blocks()}, {"different", different}, {"first_different", first}};
+    return {{"blocks", blocks.blocks()},
+            {"different", different},
+            {"first_different", first},
+            {"written", written}};
 }
 
 Engine::Json Engine::shutdown(const Json& params) {

@@ -63,6 +63,7 @@ private:
     std::unique_ptr<Export> open_for_peer(const std::string& name, bool read_only);
     Json finish(const Json& params);
     Json verify(const Json& params);
+    std::shared_ptr<WrittenBlocks> written_since_promotion(const Record& now) const;
     Json shutdown(const Json& params);
     void changed();
 

@@ -156,8 +156,10 @@ public:
     HashesExport(Backend& backend,
                  BlockGeometry geometry,
                  uint64_t seed,
-                 std::shared_ptr<HashSnapshot> snapshot)
-        : backend_(backend), geometry_(geometry), seed_(seed), snapshot_(std::move(snapshot)) {}
+                 std::shared_ptr<HashSnapshot> snapshot,
+                 std::shared_ptr<WrittenBlocks> written)
+        : backend_(backend), geometry_(geometry), seed_(seed), snapshot_(std::move(snapshot)),
+          written_(std::move(written)) {}
 
     uint64_t size() const override { return geometry_.blocks() * sizeof(Hash128); }
     void read(void* data, Extent where) override {
@@ -172,8 +174,11 @@ public:
         auto* to = static_cast<std::byte*>(data);
         for (uint64_t at = where.offset; at < where.end(); at += sizeof(Hash128)) {
             const uint64_t block = at / sizeof(Hash128);
-            const Hash128 hash =
+            Hash128 hash =
                 snapshot_ ? snapshot_->hash(block) : hash_block(backend_, geometry_, block, seed_);
+            if (!snapshot_ && written_ && written_->has(block)) { // after it was read
+                hash = Hash128{};
+            }
             std::memcpy(to, &hash, sizeof hash);
             to += sizeof hash;
         }
@@ -184,6 +189,7 @@ private:
     const BlockGeometry geometry_;
     const uint64_t seed_;
     std::shared_ptr<HashSnapshot> snapshot_;
+    std::shared_ptr<WrittenBlocks> written_;
 };
 
 } // namespace
@@ -237,8 +243,10 @@ std::unique_ptr<Export> make_state_export(std::shared_ptr<Replica> replica) {
 std::unique_ptr<Export> make_hashes_export(Backend& backend,
                                            BlockGeometry geometry,
                                            uint64_t seed,
-                                           std::shared_ptr<HashSnapshot> snapshot) {
-    return std::make_unique<HashesExport>(backend, geometry, seed, std::move(snapshot));
+                                           std::shared_ptr<HashSnapshot> snapshot,
+                                           std::shared_ptr<WrittenBlocks> written) {
+    return std::make_unique<HashesExport>(
+        backend, geometry, seed, std::move(snapshot), std::move(written));
 }
 
 } // namespace drover

@@ -59,10 +59,12 @@ std::unique_ptr<Export> make_forward_export(std::unique_ptr<Export> disk,
 std::unique_ptr<Export> make_replica_export(std::shared_ptr<Replica> replica);
 // `state`: 512 bytes, made anew for each read.
 std::unique_ptr<Export> make_state_export(std::shared_ptr<Replica> replica);
-// `hashes`: 16 bytes a block; of the snapshot if there is one, else as the disk reads now.
+// `hashes`: 16 bytes a block; of the snapshot if there is one, else as the disk reads now, and of
+// what is marked in `written`, if that is not null, zeroes.
 std::unique_ptr<Export> make_hashes_export(Backend& backend,
                                            BlockGeometry geometry,
                                            uint64_t seed,
-                                           std::shared_ptr<HashSnapshot> snapshot);
+                                           std::shared_ptr<HashSnapshot> snapshot,
+                                           std::shared_ptr<WrittenBlocks> written);
 
 } // namespace drover

@@ -5,6 +5,8 @@
 # told, and nothing of the source is let go. --release-source: its images go, and the disk can come back.
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
+# shellcheck source=test/e2e/step-functions.sh
+source "$e2e_top/test/e2e/step-functions.sh"
 requires drover nbdkit qemu-io jq
 
 site a 'listen = "127.0.0.1"' 'ports = "22209-22229"'
@@ -21,11 +23,6 @@ vm() { # NAME, with two disks
     drover serve "$1" >serve.out
 }
 migrate() { drover migrate "$1" b --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach "${@:2}"; }
-# Stops a migration when it comes to a step, so that something can be done there, and lets it go on.
-stop_at() { mkfifo "steps/$1" "steps/$1.go"; }
-reached() { timeout 20 cat "steps/$1" >/dev/null || fail "it did not come to $1: $(cat out err)"; }
-go_on() { timeout 5 bash -c ": >'steps/$1.go'" || fail "nobody waits at $1"; rm -f "steps/$1" "steps/$1.go"; }
-mkdir steps
 
 site a
 echo "# what can't be released is said before anything is touched"
@@ -37,7 +34,6 @@ grep -q -- --verify err || fail "$(cat err)"
 
 echo "# verified, with the disk written there since; released; and it comes back"
 cp a/images/vm1-root.img root.before
-export DROVER_TEST_STEPS=$tmp/steps
 stop_at source.verify
 migrate vm1 --verify --release-source --json >out 2>err &
 moving=$!
@@ -47,7 +43,6 @@ go_on source.verify
 wait $moving || fail "status $?: $(cat out err)"
 [[ $(jq -r 'select(.result?) | .result, .verified' out | xargs) == "done true" ]] || fail "$(cat out)"
 [[ -z $(find a/images -name 'vm1*') ]] || fail "left: $(find a/images -name 'vm1*')"
-unset DROVER_TEST_STEPS
 cmp -s root.before b/images/vm1/root.img && fail "the write at b is lost"
 expect 1 drover serve vm1
 grep -q "has moved away" err || fail "$(cat err)"
@@ -62,7 +57,6 @@ done
 
 echo "# a difference: told, nothing is let go, and recover finishes"
 vm vm2
-export DROVER_TEST_STEPS=$tmp/steps
 stop_at source.verify
 migrate vm2 --verify --release-source >out 2>err &
 moving=$!
@@ -75,9 +69,21 @@ wait $moving || status=$?
 [[ $status == 4 ]] || fail "status $status: $(cat out err)"
 grep -q "disk data: 1 of 128 blocks" err || fail "$(cat err)"
 grep -q "at byte 3145728" err || fail "$(cat err)"
-unset DROVER_TEST_STEPS
 [[ -e $(echo a/images/vm2-data.img.fenced-*) ]] || fail "the image was let go: $(find a/images)"
 expect 1 drover verify vm2 b --rsh "$tmp/at" --data-address 127.0.0.1
 grep -q "data: 1 of 128 blocks differ" out || fail "it does not compare again: $(cat out err)"
 expect 0 drover recover vm2
 [[ -e $(echo a/images/vm2-data.img.fenced-*) ]] || fail "the image was let go by recover"
+
+echo "# later: what was written since is not taken for a difference, from either side"
+qemu-io -f raw -c 'write -P 7 2M 64k' -c 'write -P 8 5000000 512' "nbd+unix:///?socket=$tmp/b/run/vm2/root.sock" >/dev/null
+for side in a b; do
+    other=$(tr ab ba <<<$side)
+    expect 1 "$tmp/at" $side drover verify vm2 "$other" --rsh "$tmp/at" --data-address 127.0.0.1
+    expect_text out "root: the same in all 128 blocks, but for 2 that were written since the switchover"
+    grep -q "data: 1 of 128 blocks differ, the first at byte 3145728$" out || fail "$(cat out err)"
+done
+"$tmp/at" b drover serve --stop vm2
+"$tmp/at" b drover serve vm2
+expect 1 drover verify vm2 b --rsh "$tmp/at" --data-address 127.0.0.1
+expect_text out "root: 2 of 128 blocks differ"
