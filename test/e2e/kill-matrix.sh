@@ -10,6 +10,8 @@
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/step-functions.sh
 source "$e2e_top/test/e2e/step-functions.sh"
+# shellcheck source=test/e2e/writer-functions.sh
+source "$e2e_top/test/e2e/writer-functions.sh"
 requires drover nbdkit qemu-io jq
 
 all=no
@@ -25,60 +27,6 @@ done
 site b 'listen = "127.0.0.1"' 'ports = "22039-22069"'
 site a 'listen = "127.0.0.1"' 'ports = "22009-22029"'
 ways_to_sites "$tmp/at"
-block=4096
-
-# ---- the client: writes a block after the other, to the disk, over and over, and adds a line when it was answered
-
-blocks=2000
-writer() {
-    local vm=$1 socket=$tmp/a/run/$1/root.sock n line
-    coproc QEMU_IO { exec stdbuf -oL qemu-io --image-opts "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=$socket,file.reconnect-delay=60" 2>&1; }
-    for ((n = 0; ; n++)); do
-        printf 'write -f -P %d %d %d\n' $((n % 251 + 1)) $((n % blocks * block)) $block >&"${QEMU_IO[1]}" || return 0
-        until [[ ${line:-} == *"wrote $block/$block"* ]]; do
-            read -r line <&"${QEMU_IO[0]}" || return 0
-        done
-        line=
-        echo >>"$tmp/acknowledged"
-    done
-}
-acknowledged() { wc -l <acknowledged; }
-has_acknowledged() { [[ $(acknowledged) -ge $1 ]]; }
-writer_pid=
-on_exit stop_writer
-start_writer() {
-    : >acknowledged
-    writer "$1" 2>/dev/null &
-    writer_pid=$!
-    wait_for 10 has_acknowledged 3
-}
-# With its qemu-io, which may wait for a disk for ever.
-stop_writer() {
-    local pids
-    [[ -n $writer_pid ]] || return 0
-    pids=$(pgrep -P "$writer_pid" || true)
-    # shellcheck disable=SC2086
-    kill -9 "$writer_pid" $pids 2>/dev/null || true
-    wait "$writer_pid" 2>/dev/null || true
-    writer_pid=
-}
-
-# check_writes IMAGE: every write that was answered, or, of its block, the one that was not answered any more
-check_writes() {
-    local count
-    count=$(acknowledged)
-    od -An -v -tu1 -w$block -N $((blocks * block)) "$1" |
-        awk -v count="$count" -v blocks=$blocks '
-            function pattern(n) { return n % 251 + 1 }
-            function is_written(n) { return $1 == pattern(n) && $4096 == $1 }
-            {
-                at = NR - 1
-                if (at < count && !is_written(count - 1 - (count - 1 - at) % blocks) && !(at == count % blocks && is_written(count))) bad = NR
-            }
-            END { exit NR != blocks || bad }' ||
-        fail "$1 lacks writes that were answered, of $count"
-}
-
 # ---- who is who
 
 serves() { jq .pid "$tmp/$1/run/$vm/root.json" 2>/dev/null; }
@@ -116,7 +64,7 @@ new_vm() {
         printf '[[disk]]\nname = "%s"\nfile = "%s"\n' $disk "$tmp/a/images/$vm-$disk.img" >>a/vm.d/$vm.toml
     done
     drover serve $vm >/dev/null
-    start_writer $vm
+    start_writer "$tmp/a/run/$vm/root.sock"
 }
 
 # Everything as it has to be, whatever happened; and then the next migration.
