@@ -249,6 +249,40 @@ expect 4 drover serve $vm
 [[ $(record a role) == fenced && $(record a generation) == 3 ]] || fail "two owners"
 end
 
+# Also where it had not been fenced; but not while its client is there.
+interrupted source.fence b
+qemu-io -f raw -c 'sleep 60000' "$(uri a)" >/dev/null 2>&1 &
+client=$!
+on_exit e2e_kill $client
+has_client() { (($(of a .clients) > 0)); }
+wait_for 10 has_client
+expect 0 at_b drover recover $vm --i-know-the-other-side-is-dead
+rm cut
+expect 3 drover recover $vm
+expect_text err "both sides own the disks"
+[[ $(record a role) == owner && $(record b role) == owner ]] || fail "roles: $(record a role) $(record b role)"
+e2e_kill $client || true
+expect 0 drover recover $vm
+expect_text out "belongs to b"
+[[ $(record a role) == fenced && $(record a generation) == 3 ]] || fail "two owners"
+end
+
+echo "# by force, at both: each says so, and no more"
+interrupted source.promote a b
+expect 0 drover recover $vm --i-know-the-other-side-is-dead
+expect 0 at_b drover recover $vm --i-know-the-other-side-is-dead
+at_b drover serve $vm >/dev/null
+write a 0x1b
+write b 0x1c
+rm cut
+for command in "drover recover $vm" "drover serve $vm" "${migrate[*]} $vm b"; do
+    expect 3 $command
+    expect_text err "both sides have taken the disks by force, at generation 3"
+done
+[[ $(record a role) == owner && $(record b role) == owner ]] || fail "roles: $(record a role) $(record b role)"
+reads "$(uri a)" 0x1b && reads "$(uri b)" 0x1c || fail "a write is lost"
+end
+
 echo "# by force, at the destination: only what is a state that the disks were in"
 disks=(root)
 agent_lives=yes
