@@ -138,3 +138,27 @@ qemu-io -f raw -c 'write -P 7 5M 64k' -c 'read -P 7 5M 64k' "nbd+unix:///?socket
 ctl "$tmp/src.ctl" cancel >/dev/null
 [[ $(json .role ctl "$tmp/src.ctl" status) == owner ]] || fail "not the owner any more"
 stop src
+stop dst
+rm -rf small/* src.img src.img.drover
+
+echo "# a source that runs full: its client is told, and what it has been told is at the destination as well"
+truncate -s 64M small/src.img
+head -c 4M /dev/urandom | dd of=small/src.img conv=notrunc status=none
+rm -rf dst.img dst.img.drover
+serve src small/src.img "state=$tmp/src.state"
+serve dst dst.img role=destination size=64M
+migration=$(new_id)
+prepare dst "$migration" 2
+replicate "$migration" 2
+wait_for 60 phase_is in_sync
+full=0
+for ((at = 8; at < 40; at++)); do
+    qemu-io -f raw -c "write -P $at ${at}M 1M" "nbd+unix:///?socket=$tmp/src.sock" >io.out 2>&1 || full=1
+    ! grep -q 'No space left' io.out || full=1
+done
+((full)) || fail "it did not run full"
+qemu-io -f raw -c 'write -P 7 1M 64k' -c 'flush' "nbd+unix:///?socket=$tmp/src.sock" >/dev/null || fail "the client does not go on"
+wait_for 60 phase_is in_sync
+cmp small/src.img dst.img || fail "the images differ"
+ctl "$tmp/src.ctl" cancel >/dev/null
+stop src
