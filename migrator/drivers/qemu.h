@@ -48,6 +48,7 @@ private:
     asio::awaitable<void> stop_migration();
     asio::awaitable<bool> ends_until(Deadline deadline);
     asio::awaitable<void> put_back_guest(Deadline deadline);
+    asio::awaitable<void> yank_connections();
     asio::awaitable<void> command(std::string name);
 
     std::string vm_, monitor_, key_dir_;

@@ -292,15 +292,22 @@ asio::awaitable<void> QemuOutgoing::command(std::string name) {
 
 // After a migration that has ended: the guest as it was before, its devices its own again.
 asio::awaitable<void> QemuOutgoing::put_back_guest(Deadline deadline) {
-    // "completed" is announced a moment before the state in which `cont` is allowed; there is no
-    // event for that one.
+    // "completed" is announced before the state in which `cont` is allowed, by a moment, or, where
+    // the link has died, by the quarter of an hour that TCP takes to see it: QEMU waits for the
+    // destination's last words. There is no event for that state.
     Json none = Json::object();
     std::string state = "finish-migrate";
+    const Deadline polite = Clock::now() + cancel_patience;
+    bool yanked = false;
     while (state == "finish-migrate") {
         const Json found = co_await qmp_->execute("query-status", none, command_patience);
         state = found.value("status", "");
         if (Clock::now() > deadline) {
             throw Error(ErrorKind::timeout, "QEMU does not finish its migration");
+        }
+        if (state == "finish-migrate" && !yanked && Clock::now() > polite) {
+            yanked = true;
+            co_await yank_connections();
         }
         const milliseconds moment(10);
         co_await sleep_for(moment);
@@ -318,6 +325,20 @@ asio::awaitable<void> QemuOutgoing::put_back_guest(Deadline deadline) {
     }
     co_await all(std::move(commands));
     paused_by_operator_ = paused;
+}
+
+asio::awaitable<void> QemuOutgoing::yank_connections() {
+    Json instance{{"type", "migration"}};
+    Json instances = Json::array();
+    instances.push_back(std::move(instance));
+    Json arguments{{"instances", std::move(instances)}};
+    try {
+        co_await qmp_->execute("yank", std::move(arguments), command_patience);
+    } catch (const Error& error) {
+        if (error.kind() != ErrorKind::state) { // else it has none left
+            throw;
+        }
+    }
 }
 
 // Whether the migration has ended by then.
@@ -342,11 +363,7 @@ asio::awaitable<void> QemuOutgoing::stop_migration() {
     if (over) {
         co_return;
     }
-    Json instance{{"type", "migration"}};
-    Json instances = Json::array();
-    instances.push_back(std::move(instance));
-    Json arguments{{"instances", std::move(instances)}};
-    co_await qmp_->execute("yank", std::move(arguments), command_patience);
+    co_await yank_connections();
     const Deadline last = Clock::now() + cancel_patience;
     co_await ends_until(last);
 }

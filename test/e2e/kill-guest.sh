@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A real guest moves over the WAN link, the coordinator's words to its agent as well; each process of either side,
-# QEMU among them, is killed at each step around the switchover, and the link is cut. After each: the guest runs at one
+# QEMU among them, is killed at each step around the switchover, and the link is cut, or lost for good. After each: the guest runs at one
 # site, or at none because its QEMU was killed, and then its disks are owned by one site where it can be started
 # again; every record that it acknowledged is there, its client's connection has lasted unless QEMU was killed, nothing
 # is left behind, and the next migration works.
@@ -24,7 +24,7 @@ source "$e2e_top/test/lab/lab.sh"
 on_exit lab_down
 
 cases=(source.handover/link source.handover/hypervisor source.fence/hypervisor source.fence/new-hypervisor
-    source.promote/link source.promote/source source.promote/new-hypervisor destination.promote/agent source.finish/link)
+    source.promote/link source.promote/lost-site source.promote/source source.promote/new-hypervisor destination.promote/agent source.finish/link)
 if [[ ${1:-} == --all ]]; then
     shift
     cases=()
@@ -33,6 +33,7 @@ if [[ ${1:-} == --all ]]; then
             cases+=("$step/$victim")
         done
     done
+    cases+=(source.promote/lost-site)
 fi
 [[ $# == 0 ]] || cases=("$@")
 
@@ -105,7 +106,7 @@ run_case() {
     coordinator=$!
     reached "$step" 120
     case $victim in
-        link | long-link) lab_sites link cut=1 >/dev/null ;;
+        link | long-link | lost-site) lab_sites link cut=1 >/dev/null ;;
         *) kill_victim "$victim" ;;
     esac
     go_on "$step"
@@ -114,6 +115,13 @@ run_case() {
         long-link) sleep 75 && lab_sites link cut=0 >/dev/null ;; # an agent waits for a minute
     esac
     wait $coordinator 2>/dev/null || status=$?
+    if [[ $victim == lost-site ]]; then
+        # The operator knows it, and the guest goes on here at once, whatever QEMU still waits for.
+        expect 0 at src drover recover $vm --i-know-the-other-side-is-dead
+        wait_for 10 runs_at src
+        lab_sites link cut=0 >/dev/null
+        at src drover recover $vm >out 2>err || fail "recover: $(cat out err)"
+    fi
     wait_until_over
 
     case "$(role_at src) $(role_at dst)" in
