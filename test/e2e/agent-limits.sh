@@ -208,6 +208,30 @@ kill -0 $hypervisor || fail "its hypervisor was ended"
 cmp vm.toml b/state/own/vm.toml
 cmp psk b/state/own/root/psk
 
+echo "# the VM file that it has left is not edited, and one that was is never replaced"
+jq -nc --argjson vm "$(vm '.name = "edited"')" '{vm: $vm, disk_only: true}' >check.json
+mkdir b/state/edited
+sed 's/name = "own"/name = "edited"/' vm.toml >b/state/edited/vm.toml
+cp b/state/edited/vm.toml edited.toml
+start_agent
+for method in check prepare; do
+    params=$(<check.json)
+    [[ $method == check ]] || params=$(prepare '.name = "edited"')
+    refused 6 "a VM whose file was edited" $method "$params"
+    [[ $answer == *"$tmp/b/state/edited/vm.toml: damaged, or edited"*"move it to $tmp/b/vm.d/edited.toml"* ]] || fail "$answer"
+done
+end_agent
+cmp edited.toml b/state/edited/vm.toml
+for command in check serve; do
+    ./at b drover $command edited >out 2>err && fail "drover $command took a VM file that was edited"
+    expect_text err "b/state/edited/vm.toml: damaged, or edited"
+done
+expect 1 ./at b drover check "$tmp/b/state/edited/vm.toml"
+mv b/state/edited/vm.toml b/vm.d/edited.toml
+expect 0 ./at b drover check edited
+rm b/vm.d/edited.toml
+rmdir b/state/edited
+
 echo "# a key for hashes opens nothing else"
 start_agent
 granted hashes '{"vm": "own", "disks": [{"name": "root", "uuid": "'"$own_uuid"'"}], "psk_key": "'"$key"'"}'
