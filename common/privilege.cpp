@@ -133,6 +133,13 @@ constexpr uint64_t for_names = LANDLOCK_ACCESS_FS_READ_DIR | LANDLOCK_ACCESS_FS_
 constexpr uint64_t of_files =
     LANDLOCK_ACCESS_FS_READ_FILE | LANDLOCK_ACCESS_FS_WRITE_FILE | may_truncate;
 
+// All that changes files or folders.
+constexpr uint64_t any_change =
+    LANDLOCK_ACCESS_FS_WRITE_FILE | may_truncate | LANDLOCK_ACCESS_FS_REMOVE_DIR |
+    LANDLOCK_ACCESS_FS_REMOVE_FILE | LANDLOCK_ACCESS_FS_MAKE_CHAR | LANDLOCK_ACCESS_FS_MAKE_DIR |
+    LANDLOCK_ACCESS_FS_MAKE_REG | LANDLOCK_ACCESS_FS_MAKE_SOCK | LANDLOCK_ACCESS_FS_MAKE_FIFO |
+    LANDLOCK_ACCESS_FS_MAKE_BLOCK | LANDLOCK_ACCESS_FS_MAKE_SYM | LANDLOCK_ACCESS_FS_REFER;
+
 // All that a kernel with this version of Landlock can restrict of files, but the use of devices.
 uint64_t restricted_by(long version) {
     constexpr uint64_t first = LANDLOCK_ACCESS_FS_REFER - 1;
@@ -141,22 +148,58 @@ uint64_t restricted_by(long version) {
                           : first | LANDLOCK_ACCESS_FS_REFER | may_truncate;
 }
 
-void allow(int ruleset, const std::string& path, uint64_t access) {
-    const UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
-    struct stat status {};
-    if (!fd || ::fstat(fd.get(), &status) != 0) {
-        if (errno == ENOENT || errno == ENOTDIR || errno == EACCES) {
-            return;
+// Of Landlock: what it restricts is refused wherever it is not allowed.
+class Ruleset {
+public:
+    // Restricts what is wanted, as far as this kernel can.
+    explicit Ruleset(uint64_t wanted) {
+        const long version = ::syscall(
+            SYS_landlock_create_ruleset, nullptr, size_t{0}, LANDLOCK_CREATE_RULESET_VERSION);
+        if (version < 0) {
+            throw_errno("Landlock");
         }
-        throw_errno(path);
+        restricted_.handled_access_fs = wanted & restricted_by(version);
+        fd_.reset(static_cast<int>(
+            ::syscall(SYS_landlock_create_ruleset, &restricted_, sizeof restricted_, 0)));
+        if (!fd_) {
+            throw_errno("Landlock");
+        }
     }
-    landlock_path_beneath_attr rule{};
-    rule.allowed_access = S_ISDIR(status.st_mode) ? access : access & of_files;
-    rule.parent_fd = fd.get();
-    if (::syscall(SYS_landlock_add_rule, ruleset, LANDLOCK_RULE_PATH_BENEATH, &rule, 0) != 0) {
-        throw_errno(path);
+
+    void allow(const std::vector<std::string>& paths, uint64_t access) {
+        for (const std::string& path : paths) {
+            allow(path, access & restricted_.handled_access_fs);
+        }
     }
-}
+
+    void apply() {
+        if (::syscall(SYS_landlock_restrict_self, fd_.get(), 0) != 0) {
+            throw_errno("Landlock");
+        }
+    }
+
+private:
+    void allow(const std::string& path, uint64_t access) {
+        const UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
+        struct stat status {};
+        if (!fd || ::fstat(fd.get(), &status) != 0) {
+            if (errno == ENOENT || errno == ENOTDIR || errno == EACCES) {
+                return;
+            }
+            throw_errno(path);
+        }
+        landlock_path_beneath_attr rule{};
+        rule.allowed_access = S_ISDIR(status.st_mode) ? access : access & of_files;
+        rule.parent_fd = fd.get();
+        if (::syscall(SYS_landlock_add_rule, fd_.get(), LANDLOCK_RULE_PATH_BENEATH, &rule, 0) !=
+            0) {
+            throw_errno(path);
+        }
+    }
+
+    landlock_ruleset_attr restricted_{};
+    UniqueFd fd_;
+};
 
 } // namespace
 
@@ -183,30 +226,18 @@ void forbid_host_calls() {
 }
 
 void confine_files(const FileAccess& files) {
-    const long version =
-        ::syscall(SYS_landlock_create_ruleset, nullptr, size_t{0}, LANDLOCK_CREATE_RULESET_VERSION);
-    if (version < 0) {
-        throw_errno("Landlock");
-    }
-    landlock_ruleset_attr restricted{};
-    restricted.handled_access_fs = restricted_by(version);
-    const UniqueFd ruleset(static_cast<int>(
-        ::syscall(SYS_landlock_create_ruleset, &restricted, sizeof restricted, 0)));
-    if (!ruleset) {
-        throw_errno("Landlock");
-    }
-    const auto allow_all = [&](const std::vector<std::string>& paths, uint64_t access) {
-        for (const std::string& path : paths) {
-            allow(ruleset.get(), path, access & restricted.handled_access_fs);
-        }
-    };
-    allow_all(files.read, for_reading);
-    allow_all(files.write, for_writing);
-    allow_all(files.names, for_names);
+    Ruleset ruleset(~uint64_t{0});
+    ruleset.allow(files.read, for_reading);
+    ruleset.allow(files.write, for_writing);
+    ruleset.allow(files.names, for_names);
     forbid_new_privileges();
-    if (::syscall(SYS_landlock_restrict_self, ruleset.get(), 0) != 0) {
-        throw_errno("Landlock");
-    }
+    ruleset.apply();
+}
+
+void confine_writes(const std::vector<std::string>& folders) {
+    Ruleset ruleset(any_change);
+    ruleset.allow(folders, any_change);
+    ruleset.apply();
 }
 
 } // namespace drover

@@ -22,10 +22,10 @@ void keep_memory_private();
 // Throws Error(io) where the kernel can't.
 void forbid_foreign_calls();
 
-// The same for the few that neither a migration nor a hypervisor or hook has a use for, and programs
-// that are started inherit it: to look into other processes, load modules or another kernel, set
-// the clock, turn swap or the machine off. Programs of another ABI (32 bits on amd64) fail. sudo and
-// the like still work. Throws Error(io), with EACCES where this is not root.
+// The same for the few that neither a migration nor a hypervisor or hook has a use for, and
+// programs that are started inherit it: to look into other processes, load modules or another
+// kernel, set the clock, turn swap or the machine off. Programs of another ABI (32 bits on amd64)
+// fail. sudo and the like still work. Throws Error(io), with EACCES where this is not root.
 void forbid_host_calls();
 
 // Files, and folders with all that is in them. A path that leads to nothing is passed over.
@@ -43,5 +43,13 @@ struct FileAccess {
 // and connecting to sockets are not restricted. Throws Error(io), with nothing changed, where the
 // kernel can't.
 void confine_files(const FileAccess& files);
+
+// For this thread and those that it makes from now on, and programs that are started inherit it:
+// files and folders can be made, opened for writing, shortened, renamed and removed nowhere but in
+// these folders (EACCES), and nothing can be mounted (EPERM). Reading and starting programs is
+// free, as is what is open, and as in confine_files attributes, permissions and sockets. A path
+// that leads to nothing is passed over. sudo and the like still work. Throws Error(io), with
+// nothing changed, where the kernel can't; with EPERM where this is not root.
+void confine_writes(const std::vector<std::string>& folders);
 
 } // namespace drover

@@ -10,8 +10,10 @@
 #include "migrator/destination.h"
 #include "migrator/paths.h"
 #include "migrator/verify.h"
+#include "migrator/vm_file.h"
 
 #include <deque>
+#include <filesystem>
 
 #include <asio/bind_cancellation_slot.hpp>
 #include <asio/cancellation_signal.hpp>
@@ -298,15 +300,71 @@ int serve_stdio(const SiteConfig& site) {
     return clean ? exit_done : exit_failed;
 }
 
-// What another host asks for, and whoever takes over what it speaks with.
-void confine() {
-    try {
-        forbid_host_calls();
-    } catch (const Error& error) {
-        if (error.sys_errno() != EACCES) { // a user without privileges, who can do none of it
-            fmt::print(stderr, "drover agent: warning: not confined: {}\n", error.what());
+// Of volumes that VMs which come in may be put on.
+void add_folders_of_volumes(const SiteConfig& site, std::vector<std::string>& folders) {
+    std::error_code none;
+    for (const auto& entry : std::filesystem::directory_iterator(paths().vm_files(), none)) {
+        if (entry.path().extension() != ".toml") {
+            continue;
+        }
+        try {
+            const VmFile vm = load_vm_file(site, entry.path().string(), HostCheck::may_be_missing);
+            for (const DiskSpec& disk : vm.disks) {
+                if (!disk.store.file.empty()) {
+                    folders.push_back(std::filesystem::path(disk.store.file).parent_path());
+                }
+            }
+        } catch (const Error&) {
+            // A migration that needs it says why.
         }
     }
+}
+
+void make_if_possible(const std::string& folder, unsigned mode) {
+    try {
+        make_directories(folder, mode);
+    } catch (const Error&) {
+        // Whatever needs it says why.
+    }
+}
+
+// Where the agent and what it starts may write: its own, what hypervisors and tools use, and what
+// this site names. Its own are made now, as what is not there can't be allowed.
+std::vector<std::string> writable_folders(const SiteConfig& site) {
+    make_if_possible(site.images, 0755);
+    make_if_possible(paths().state, 0700);
+    make_if_possible(paths().run, 0755);
+    std::vector<std::string> folders{site.images,
+                                     paths().state,
+                                     paths().run,
+                                     "/dev",
+                                     "/proc",
+                                     "/run",
+                                     "/sys",
+                                     "/tmp",
+                                     "/var/lib",
+                                     "/var/log",
+                                     "/var/run",
+                                     "/var/tmp"};
+    folders.insert(folders.end(), site.agent_writes.begin(), site.agent_writes.end());
+    add_folders_of_volumes(site, folders);
+    return folders;
+}
+
+// What another host asks for, and whoever takes over what it speaks with. A user without privileges
+// (EACCES, EPERM) can do none of it anyway.
+void confine(const SiteConfig& site) {
+    const auto attempt = [](auto&& restrict) {
+        try {
+            restrict();
+        } catch (const Error& error) {
+            if (error.sys_errno() != EACCES && error.sys_errno() != EPERM) {
+                fmt::print(stderr, "drover agent: warning: not confined: {}\n", error.what());
+            }
+        }
+    };
+    attempt([] { forbid_host_calls(); });
+    attempt([&] { confine_writes(writable_folders(site)); });
 }
 
 } // namespace
@@ -314,7 +372,7 @@ void confine() {
 int run_agent_stdio(const SiteConfig& site) {
     ::signal(SIGHUP, SIG_IGN);
     ::signal(SIGPIPE, SIG_IGN);
-    confine();
+    confine(site);
     try {
         return serve_stdio(site);
     } catch (const std::exception& error) {

@@ -199,12 +199,12 @@ int run_serve(const SiteConfig& site, const std::string& name_or_path, bool fore
         return *status;
     }
     for (const ServedDisk& disk : disks) {
-        fmt::print("{}/{}: {} {} (replication on port {})\n",
+        fmt::print("{}/{}: {} {} (replication on {})\n",
                    vm.name,
                    disk.name,
                    disk.already ? "is already served on" : "served on",
                    disk.socket,
-                   disk.port);
+                   disk.port == 0 ? "a port that is not known" : fmt::format("port {}", disk.port));
     }
     std::fflush(stdout);
     return foreground ? stay(site, vm.name, disks, *signals) : exit_done;

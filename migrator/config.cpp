@@ -236,6 +236,13 @@ SiteConfig parse_site_config(std::string_view text, const std::string& path) {
         }
         site.images = *images;
     }
+    site.agent_writes = root.strings("agent-writes");
+    for (const std::string& folder : site.agent_writes) {
+        if (!folder.starts_with('/')) {
+            root.fail("agent-writes",
+                      fmt::format("absolute paths of folders are expected, not \"{}\"", folder));
+        }
+    }
     if (const auto listen = root.string("listen")) {
         if (*listen != "*" && !ip_address(*listen)) {
             root.fail("listen",

@@ -105,6 +105,7 @@ struct Timeouts {
 struct SiteConfig {
     std::string path; // for messages; the file need not exist: these are the defaults
     std::string images = "/var/lib/drover/images";
+    std::vector<std::string> agent_writes; // folders, besides those that every agent may write in
     std::string listen = "*"; // address of the replication ports; "*": all, IPv6 and IPv4
     PortRange ports;
     std::vector<std::string> bridges; // that a VM from a peer may be put on

@@ -170,6 +170,7 @@ Json Destination::check(const Json& params) {
     set_bases(params.value("bases", Json::object()));
     uint64_t generation = 0;
     refuse_own_vm();
+    require_arrived_vm_file(paths().arrived_vm_file(vm_.name), vm_.name);
     for (const auto& disk : disks_) {
         disk->check();
         generation = std::max(generation, disk->generation());
@@ -558,7 +559,7 @@ void Destination::keep_vm_file() const {
     if (hypervisor_ && file.hypervisor == "qemu") {
         file.local["qmp"] = paths().qmp_socket(vm_.name);
     }
-    write_file_atomically(paths().arrived_vm_file(vm_.name), to_toml(file), 0600);
+    keep_arrived_vm_file(paths().arrived_vm_file(vm_.name), file);
 }
 
 // The VM is here, whatever its file says; finish() tries again.

@@ -119,6 +119,7 @@ void DestinationDisk::check() const {
         }
         open_base(site_, base_, disk_.uuid);
     }
+    read_disk_note(vm_, disk_.name); // it could not be replaced
     // What an agent that was killed left behind is a replica; anything else is a disk in use.
     if (!record && find_served(vm_, disk_.name)) {
         throw Error(

@@ -239,9 +239,7 @@ void Migration::finish_report() {
     }
     try {
         make_directories(paths().vm_state(vm_.name), 0700);
-        write_file_atomically(paths().vm_state(vm_.name) + "/last-migration.json",
-                              report_json(report_).dump(2) + "\n",
-                              0600);
+        keep_report(paths().vm_state(vm_.name) + "/last-migration.json", report_json(report_));
     } catch (const std::exception& error) {
         say("warning", fmt::format("the report could not be kept: {}", error.what()));
     }

@@ -1,6 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/report.h"
 
+#include "common/secrets.h"
+#include "migrator/paths.h"
+#include "migrator/state_files.h"
+
 #include <ctime>
 
 #include <unistd.h>
@@ -115,6 +119,13 @@ Json report_json(const MigrationReport& report) {
             {"bytes_sent", report.bytes_sent()},
             {"memory", report.memory ? memory_json(*report.memory) : Json()},
             {"disks", std::move(disks)}};
+}
+
+void keep_report(const std::string& path, Json report) {
+    if (const auto before = read_whole_file(path)) {
+        check_kept_report(*before, path);
+    }
+    write_file_atomically(path, kept_report(std::move(report)), 0600);
 }
 
 std::string report_text(const MigrationReport& report) {

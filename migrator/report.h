@@ -32,7 +32,7 @@ struct MigrationReport {
     uint64_t generation = 0;
     bool disk_only = false;
     bool verified = false; // and no difference
-    int64_t began_at = 0; // seconds since 1970
+    int64_t began_at = 0;  // seconds since 1970
     MigrationTimes times;
     std::vector<DiskFigures> disks;
     std::optional<MemoryProgress> memory;
@@ -46,6 +46,9 @@ struct MigrationReport {
 rpc::Json milliseconds_between(std::optional<Deadline> from, std::optional<Deadline> to);
 rpc::Json report_json(const MigrationReport& report);
 std::string report_text(const MigrationReport& report);
+// As report_json has it. Throws Error(io); Error(refused), with nothing changed, where the file
+// that is there is damaged, or no report.
+void keep_report(const std::string& path, rpc::Json report);
 
 struct ProgressLine {
     Phase phase = Phase::check;
@@ -55,7 +58,8 @@ struct ProgressLine {
     uint64_t sent_bytes = 0;
     uint64_t rate = 0; // bytes/s
     std::optional<uint64_t> eta_ms;
-    std::optional<uint64_t> throttle_limit; // the disks' writers are slowed down to so much, bytes/s
+    std::optional<uint64_t>
+        throttle_limit; // the disks' writers are slowed down to so much, bytes/s
     std::optional<MemoryProgress> memory;
 };
 

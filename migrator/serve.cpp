@@ -159,10 +159,21 @@ void remove_file(const std::string& path) {
     }
 }
 
+void warn_of(const Error& error) {
+    fmt::print(stderr, "drover: warning: {}\n", error.what());
+}
+
+// A note that is not ours, or damaged, stays.
 void remove_sockets(const std::string& vm, const std::string& disk) {
     remove_file(paths().disk_socket(vm, disk));
     remove_file(paths().disk_control(vm, disk));
-    remove_file(paths().disk_record(vm, disk));
+    try {
+        if (read_disk_note(vm, disk)) {
+            remove_file(paths().disk_record(vm, disk));
+        }
+    } catch (const Error& error) {
+        warn_of(error);
+    }
 }
 
 std::vector<std::string> nbdkit_command(const std::string& vm, const ServeDisk& disk) {
@@ -294,8 +305,8 @@ ServedDisk start_new(const SiteConfig& site, const std::string& vm, const ServeD
     options.detached = true;
     Child child = spawn(options);
     try {
-        const Json record{{"pid", child.pid()}, {"port", tcp.port}};
-        write_file_atomically(paths().disk_record(vm, disk.name), record.dump() + "\n", 0644);
+        write_file_atomically(
+            paths().disk_record(vm, disk.name), disk_note({child.pid(), tcp.port}), 0644);
         wait_until_served(site, vm, disk, child, log_start);
     } catch (...) {
         child.signal(SIGTERM);
@@ -356,6 +367,7 @@ ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const Serve
     if (const auto served = find_served(vm, disk.name)) {
         return *served;
     }
+    read_disk_note(vm, disk.name); // one that can't be read is not replaced
     make_directories(paths().vm_run(vm), 0755);
     remove_sockets(vm, disk.name); // of a process that has died
     if (disk.role == ServeRole::destination && !disk.store.file.empty()) {
@@ -402,20 +414,20 @@ std::optional<ServedDisk> find_served(const std::string& vm, const std::string& 
     }
     ServedDisk served{
         disk, paths().disk_socket(vm, disk), control, 0, status->value("pid", 0), true};
-    served.port = recorded_port(vm, disk, served.pid);
+    try {
+        if (const auto note = read_disk_note(vm, disk); note && note->pid == served.pid) {
+            served.port = note->port;
+        }
+    } catch (const Error& error) {
+        warn_of(error);
+    }
     return served;
 }
 
-uint16_t recorded_port(const std::string& vm, const std::string& disk, pid_t pid) {
-    try {
-        const Json record = Json::parse(read_file(paths().disk_record(vm, disk)), nullptr, false);
-        if (record.is_object() && record.value("pid", 0) == pid) {
-            return record.value("port", uint16_t{0});
-        }
-    } catch (const std::exception&) {
-        // Not there, or damaged: then the port is not known.
-    }
-    return 0;
+std::optional<DiskNote> read_disk_note(const std::string& vm, const std::string& disk) {
+    const std::string path = paths().disk_record(vm, disk);
+    const auto bytes = read_whole_file(path);
+    return bytes ? std::optional(parse_disk_note(*bytes, path)) : std::nullopt;
 }
 
 bool stop_disk(const SiteConfig& site, const std::string& vm, const std::string& disk) {

@@ -8,6 +8,7 @@
 #include "common/process.h"
 #include "common/unique_fd.h"
 #include "migrator/config.h"
+#include "migrator/state_files.h"
 
 #include <optional>
 
@@ -34,23 +35,26 @@ struct ServedDisk {
 
 // Returns once the control socket answers `status` and the NBD socket accepts. One that is
 // served already is left as it is. Sockets of a dead process are replaced.
-// Throws Error(io) with the end of nbdkit's log if it dies, Error(timeout), and
-// Error(io) if no port of the range is free.
+// Throws Error(io) with the end of nbdkit's log if it dies, Error(timeout),
+// Error(io) if no port of the range is free, and Error(refused), with nothing started, where the
+// note of an earlier process can't be read: it is not replaced.
 ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const ServeDisk& disk);
 
 // All disks of a VM file at the source; if one can't be started, those that this call
 // started are stopped again.
 std::vector<ServedDisk> start_disks(const SiteConfig& site, const VmFile& vm);
 
-// The disk as it is being served now; nullopt if it is not.
+// The disk as it is being served now; nullopt if it is not. With a note that can't be used its port
+// is 0, and stderr says why.
 std::optional<ServedDisk> find_served(const std::string& vm, const std::string& disk);
 
-// The TCP port that its starter noted for the process that serves the disk; 0: not known.
-uint16_t recorded_port(const std::string& vm, const std::string& disk, pid_t pid);
+// What its starter noted of the process that serves the disk, or did; nullopt if nothing. Throws
+// Error(refused) for a note that is damaged, foreign or newer.
+std::optional<DiskNote> read_disk_note(const std::string& vm, const std::string& disk);
 
 // `shutdown` (hold, flush, clean mark), then waits for the process to end, then removes its
-// sockets. True if it was being served. Throws Error(timeout) if it does not end: the process is
-// never killed, as it may hold answered writes.
+// sockets, and its note unless that can't be read. True if it was being served. Throws
+// Error(timeout) if it does not end: the process is never killed, as it may hold answered writes.
 bool stop_disk(const SiteConfig& site, const std::string& vm, const std::string& disk);
 
 // After the end of a disk's process: whether stop_disk (here or elsewhere) ended it. Waits for one

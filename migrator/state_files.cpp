@@ -16,6 +16,11 @@ constexpr uint64_t journal_format = 1;
 constexpr std::string_view lock_magic = "drover-lock ";
 constexpr std::string_view lock_format = "1";
 constexpr size_t checksum_digits = 32;
+constexpr std::string_view disk_magic = "drover-disk";
+constexpr std::string_view report_magic = "drover-report";
+constexpr uint64_t object_format = 1; // of these two
+constexpr std::string_view vm_magic = "# drover-vm ";
+constexpr std::string_view vm_format = "1";
 
 [[noreturn]] void refuse_journal(const std::string& name, const std::string& why) {
     throw Error(ErrorKind::refused,
@@ -32,6 +37,21 @@ constexpr size_t checksum_digits = 32;
                             "while no migration or recovery of the VM runs",
                             name,
                             why));
+}
+
+[[noreturn]] void refuse_disk_note(const std::string& name, const std::string& why) {
+    throw Error(ErrorKind::refused,
+                fmt::format("{}: {}. Nothing was changed. It only says on which port a disk is "
+                            "served: move it away; a disk that is being served must be stopped and "
+                            "served again for its port to be known",
+                            name,
+                            why));
+}
+
+[[noreturn]] void refuse_report(const std::string& name, const std::string& why) {
+    throw Error(
+        ErrorKind::refused,
+        fmt::format("{}: {}. Nothing was changed. Nothing depends on it: move it away", name, why));
 }
 
 std::string other_format(const std::string& found, std::string_view known) {
@@ -60,6 +80,50 @@ std::optional<Json> unsealed(std::string_view line) {
     }
     Json json = Json::parse(text, nullptr, false);
     return json.is_object() ? std::optional(std::move(json)) : std::nullopt;
+}
+
+bool is_number(std::string_view text) {
+    return !text.empty() && text.size() <= 6 &&
+           text.find_first_not_of("0123456789") == std::string_view::npos;
+}
+
+// A JSON object whose last line, of all before it, is its checksum.
+std::string checksum_line(std::string_view before) {
+    return fmt::format("\"checksum\": \"{}\"}}\n", sha256_hex(before));
+}
+
+std::string with_checksum(Json object, std::string_view magic, int indent) {
+    object["format"] = magic;
+    object["version"] = object_format;
+    std::string text = object.dump(indent, ' ', false, Json::error_handler_t::replace);
+    text.erase(text.find_last_not_of('\n', text.size() - 2) + 1); // and its brace
+    text += ",\n";
+    return text + checksum_line(text);
+}
+
+using Refuse = void (*)(const std::string& name, const std::string& why);
+
+Json parse_with_checksum(std::string_view bytes,
+                         std::string_view magic,
+                         const char* what,
+                         const std::string& name,
+                         Refuse refuse) {
+    const std::string foreign = fmt::format("not {} of drover", what);
+    const size_t end = bytes.size() < 2 ? 0 : bytes.rfind('\n', bytes.size() - 2) + 1;
+    if (end == 0 || bytes.substr(end) != checksum_line(bytes.substr(0, end))) {
+        const bool ours = bytes.find(magic) != std::string_view::npos;
+        refuse(name, ours ? "damaged (the checksum is wrong)" : foreign);
+    }
+    Json object = Json::parse(bytes, nullptr, false);
+    if (!object.is_object() || object.value("format", Json()) != magic) {
+        refuse(name, foreign);
+    }
+    if (const Json version = object.value("version", Json()); version != object_format) {
+        refuse(name,
+               version.is_number() ? other_format(version.dump(), std::to_string(object_format))
+                                   : foreign);
+    }
+    return object;
 }
 
 std::optional<JournalStep> parse_step(const std::string& text) {
@@ -202,10 +266,9 @@ std::optional<LockHolder> parse_lock_note(std::string_view bytes, const std::str
     bytes.remove_prefix(lock_magic.size());
     const std::string_view format = bytes.substr(0, bytes.find(' '));
     if (format != lock_format) {
-        const bool number = !format.empty() && format.size() <= 6 &&
-                            format.find_first_not_of("0123456789") == std::string_view::npos;
-        refuse_lock(
-            name, number ? other_format(std::string(format), lock_format) : "not a lock of drover");
+        refuse_lock(name,
+                    is_number(format) ? other_format(std::string(format), lock_format)
+                                      : "not a lock of drover");
     }
     bytes.remove_prefix(std::min(bytes.size(), format.size() + 1));
     const auto note = unsealed(bytes.substr(0, bytes.find('\n')));
@@ -223,6 +286,69 @@ std::optional<LockHolder> parse_lock_note(std::string_view bytes, const std::str
                       started.get<uint64_t>(),
                       what.get<std::string>(),
                       migration.get<std::string>()};
+}
+
+// --- the note of a disk that is served
+
+std::string disk_note(const DiskNote& note) {
+    return with_checksum(Json{{"pid", note.pid}, {"port", note.port}}, disk_magic, -1);
+}
+
+DiskNote parse_disk_note(std::string_view bytes, const std::string& name) {
+    const Json note =
+        parse_with_checksum(bytes, disk_magic, "the note of a disk", name, refuse_disk_note);
+    const Json pid = note.value("pid", Json()), port = note.value("port", Json());
+    if (!pid.is_number_unsigned() ||
+        pid.get<uint64_t>() > uint64_t(std::numeric_limits<pid_t>::max()) ||
+        !port.is_number_unsigned() || port.get<uint64_t>() > 65535) {
+        refuse_disk_note(name, "damaged (a process and a port are expected)");
+    }
+    return {pid.get<pid_t>(), port.get<uint16_t>()};
+}
+
+// --- the report
+
+std::string kept_report(Json report) {
+    return with_checksum(std::move(report), report_magic, 2);
+}
+
+void check_kept_report(std::string_view bytes, const std::string& name) {
+    parse_with_checksum(bytes, report_magic, "a report", name, refuse_report);
+}
+
+// --- the VM file of a VM that came in
+
+std::string arrived_vm_text(const std::string& toml) {
+    return fmt::format("{}{} {}\n{}", vm_magic, vm_format, sha256_hex(toml), toml);
+}
+
+void check_arrived_vm_text(std::string_view bytes,
+                           const std::string& name,
+                           const std::string& editable) {
+    const auto refuse = [&](const std::string& why) {
+        throw Error(ErrorKind::refused,
+                    fmt::format("{}: {}. Nothing was changed. If what it says is right, move it to "
+                                "{}, where it may be edited; else write that file, and move this "
+                                "one away",
+                                name,
+                                why,
+                                editable));
+    };
+    if (!bytes.starts_with(vm_magic)) {
+        refuse("not a VM file that drover wrote (the line with its checksum is missing)");
+    }
+    bytes.remove_prefix(vm_magic.size());
+    const std::string_view format = bytes.substr(0, bytes.find(' '));
+    if (format != vm_format) {
+        refuse(is_number(format) ? other_format(std::string(format), vm_format)
+                                 : "damaged (its first line)");
+    }
+    const size_t newline = bytes.find('\n');
+    if (newline == std::string_view::npos ||
+        bytes.substr(format.size() + 1, newline - format.size() - 1) !=
+            sha256_hex(bytes.substr(newline + 1))) {
+        refuse("damaged, or edited (the checksum is wrong)");
+    }
 }
 
 } // namespace drover

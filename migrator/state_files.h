@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The bytes of what lies in $DROVER_STATE/VM: the journal's lines and the locks' notes, read and
-// made without any I/O (docs/state-files.md has the formats).
+// The bytes of what lies in $DROVER_STATE/VM and $DROVER_RUN/VM: the journal's lines, the locks'
+// and the disks' notes, the VM file of a VM that came in and the report, read and made without any
+// I/O (docs/state-files.md has the formats).
 #pragma once
 
 #include "common/json_rpc.h"
@@ -64,5 +65,29 @@ std::string lock_note(const LockHolder& holder);
 // nullopt where nobody is named: an empty file, or a note that a crash left unfinished. Throws
 // Error(refused) for another program's file, or that of a newer drover.
 std::optional<LockHolder> parse_lock_note(std::string_view bytes, const std::string& name);
+
+// The process that serves a disk, and its TCP port.
+struct DiskNote {
+    pid_t pid = 0;
+    uint16_t port = 0;
+    bool operator==(const DiskNote&) const = default;
+};
+
+std::string disk_note(const DiskNote& note);
+// Throws Error(refused) for what is damaged, foreign or newer; `name` is the file's.
+DiskNote parse_disk_note(std::string_view bytes, const std::string& name);
+
+// The report of a migration, as it is kept.
+std::string kept_report(rpc::Json report);
+// Throws as parse_disk_note.
+void check_kept_report(std::string_view bytes, const std::string& name);
+
+// The VM file of a VM that came in: its text behind a line, a comment in TOML, with a checksum.
+std::string arrived_vm_text(const std::string& toml);
+// Throws Error(refused) for what is damaged, edited, foreign or newer; `name` is the file's, and
+// `editable` the one that an operator may edit instead.
+void check_arrived_vm_text(std::string_view bytes,
+                           const std::string& name,
+                           const std::string& editable);
 
 } // namespace drover

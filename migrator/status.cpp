@@ -50,13 +50,12 @@ Json disk_status(const std::string& vm, const std::string& disk) {
                {"status", nullptr},
                {"record", nullptr},
                {"error", nullptr}};
+    pid_t server = 0;
     try {
         ControlClient client(paths().disk_control(vm, disk));
+        server = client.peer_pid();
         entry["served"] = true;
         entry["status"] = client.call("status", Json::object(), answer_timeout);
-        if (const uint16_t port = recorded_port(vm, disk, client.peer_pid()); port != 0) {
-            entry["port"] = port;
-        }
     } catch (const Error& error) {
         if (!nobody_there(error)) {
             entry["error"] = error.what();
@@ -65,6 +64,9 @@ Json disk_status(const std::string& vm, const std::string& disk) {
     }
     try {
         entry["record"] = record_of(vm, disk);
+        if (const auto note = read_disk_note(vm, disk); note && note->pid == server) {
+            entry["port"] = note->port;
+        }
     } catch (const Error& error) {
         entry["error"] = error.what();
     }
@@ -246,6 +248,9 @@ KnownVm find_known(const SiteConfig& site, const std::string& name_or_path) {
         }
     } catch (const Error& error) {
         no_file = error;
+    }
+    if (no_file && no_file->kind() == ErrorKind::refused) {
+        fmt::print(stderr, "drover: warning: {}\n", no_file->what());
     }
     if (valid_name(name)) {
         for (const std::string& disk : disks_on_host(name)) {

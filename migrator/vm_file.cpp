@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/vm_file.h"
 
+#include "common/secrets.h"
 #include "migrator/config_reader.h"
 #include "migrator/paths.h"
+#include "migrator/state_files.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -181,12 +183,23 @@ void check_unique(std::vector<ConfigTable>& tables, const char* key, Key value_o
     }
 }
 
+void check_arrived(const std::string& text, const std::string& path, const std::string& vm) {
+    check_arrived_vm_text(text, path, fmt::format("{}/{}.toml", paths().vm_files(), vm));
+}
+
 std::string load_text(const std::string& path) {
+    std::string text;
     try {
-        return read_file(path);
+        text = read_file(path);
     } catch (const Error& error) {
         throw Error(ErrorKind::usage, error.what(), error.sys_errno());
     }
+    const fs::path whole = fs::absolute(path).lexically_normal();
+    const std::string vm = whole.parent_path().filename();
+    if (whole == paths().arrived_vm_file(vm)) {
+        check_arrived(text, path, vm);
+    }
+    return text;
 }
 
 bool is_path(const std::string& name_or_path) {
@@ -313,6 +326,17 @@ VmFile load_vm_file(const SiteConfig& site, const std::string& name_or_path, Hos
                                 vm.name));
     }
     return vm;
+}
+
+void require_arrived_vm_file(const std::string& path, const std::string& vm) {
+    if (const auto text = read_whole_file(path)) {
+        check_arrived(*text, path, vm);
+    }
+}
+
+void keep_arrived_vm_file(const std::string& path, const VmFile& vm) {
+    require_arrived_vm_file(path, vm.name);
+    write_file_atomically(path, arrived_vm_text(to_toml(vm)), 0600);
 }
 
 std::vector<std::string> vm_names() {

@@ -13,12 +13,19 @@ enum class HostCheck { must_exist, may_be_missing };
 
 // name_or_path: with a '/' or ending in ".toml" a path; else a name: vm.d/NAME.toml beside
 // drover.toml, or the file that the agent left for a VM that came in. Throws Error(usage),
-// "FILE:LINE: 'KEY': ...".
+// "FILE:LINE: 'KEY': ..."; Error(refused) for a file of the agent's that is damaged, edited or
+// newer.
 VmFile load_vm_file(const SiteConfig& site, const std::string& name_or_path, HostCheck check);
 VmFile parse_vm_file(const SiteConfig& site,
                      std::string_view text,
                      const std::string& path,
                      HostCheck check);
+
+// What the agent leaves at Paths::arrived_vm_file. Throws Error(io); Error(refused), with nothing
+// changed, where it did not write the file that is there, or that is damaged.
+void keep_arrived_vm_file(const std::string& path, const VmFile& vm);
+// Whether it could be kept: throws the same.
+void require_arrived_vm_file(const std::string& path, const std::string& vm);
 
 // The names that load_vm_file finds, sorted.
 std::vector<std::string> vm_names();

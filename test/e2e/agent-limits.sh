@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # What a peer can't do who may run `drover agent --stdio` and nothing else (an ssh key that is bound to
 # it), whatever it says: leave the folder of images, go beyond the limits, choose a command or slip words
-# into it, take or touch what is another VM's.
+# into it, take or touch what is another VM's. Nor do it and what it starts write where they have no business.
 # test: timeout=180
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
@@ -28,8 +28,9 @@ ways_to_sites "$tmp/at"
 # ---- the peer: an agent at b, and what it is asked
 
 agent_pid=
+# start_agent [SITE]
 start_agent() {
-    coproc AGENT { exec "$tmp/at" b drover agent --stdio 2>>"$tmp/agent.err"; }
+    coproc AGENT { exec "$tmp/at" "${1:-b}" drover agent --stdio 2>>"$tmp/agent.err"; }
     agent_pid=$AGENT_PID
     # Its own two are closed when it ends, with an answer in them.
     exec {to}>&"${AGENT[1]}" {from}<&"${AGENT[0]}"
@@ -79,7 +80,7 @@ granted check "$(check .)"
 
 echo "# system calls"
 [[ $(id -u) != 0 || $(sed -n 's/^Seccomp:\s*//p' "/proc/$agent_pid/status") == 2 ]] || fail "the agent has no filter: $(cat agent.err)"
-[[ $(sed -n 's/^NoNewPrivs:\s*//p' "/proc/$agent_pid/status") == 0 ]] || fail "hooks could not use sudo"
+[[ $(sed -n 's/^NoNewPrivs:\s*//p' "/proc/$agent_pid/status") == 0 ]] || fail "commands could not use sudo"
 
 echo "# names"
 for text in ../guest ../../etc/passwd /etc/passwd a/b . .. .hidden '' -rf -incoming '"' "'" 'a b' 'a,b' '{vm}' '$(id)' 'a:b' \
@@ -208,6 +209,30 @@ kill -0 $hypervisor || fail "its hypervisor was ended"
 cmp vm.toml b/state/own/vm.toml
 cmp psk b/state/own/root/psk
 
+echo "# the VM file that it has left is not edited, and one that was is never replaced"
+jq -nc --argjson vm "$(vm '.name = "edited"')" '{vm: $vm, disk_only: true}' >check.json
+mkdir b/state/edited
+sed 's/name = "own"/name = "edited"/' vm.toml >b/state/edited/vm.toml
+cp b/state/edited/vm.toml edited.toml
+start_agent
+for method in check prepare; do
+    params=$(<check.json)
+    [[ $method == check ]] || params=$(prepare '.name = "edited"')
+    refused 6 "a VM whose file was edited" $method "$params"
+    [[ $answer == *"$tmp/b/state/edited/vm.toml: damaged, or edited"*"move it to $tmp/b/vm.d/edited.toml"* ]] || fail "$answer"
+done
+end_agent
+cmp edited.toml b/state/edited/vm.toml
+for command in check serve; do
+    ./at b drover $command edited >out 2>err && fail "drover $command took a VM file that was edited"
+    expect_text err "b/state/edited/vm.toml: damaged, or edited"
+done
+expect 1 ./at b drover check "$tmp/b/state/edited/vm.toml"
+mv b/state/edited/vm.toml b/vm.d/edited.toml
+expect 0 ./at b drover check edited
+rm b/vm.d/edited.toml
+rmdir b/state/edited
+
 echo "# a key for hashes opens nothing else"
 start_agent
 granted hashes '{"vm": "own", "disks": [{"name": "root", "uuid": "'"$own_uuid"'"}], "psk_key": "'"$key"'"}'
@@ -278,3 +303,62 @@ wait $migrating || fail "the migration: $(cat out err)"
 ./at a drover serve --stop out
 drover serve --stop out
 [[ ! -e was-started ]] || fail "a hypervisor was started"
+
+echo "# files: the agent and what it starts write below its own folders and those that the site names"
+if [[ $(id -u) != 0 ]] || grep -q "not confined: Landlock" agent.err; then
+    echo "not tested: no root, or no Landlock"
+    exit 0
+fi
+outside=$(mktemp -d /root/drover-test.XXXXXX)
+named=$(mktemp -d /root/drover-test.XXXXXX)
+volumes=$(mktemp -d /root/drover-test.XXXXXX)
+on_exit rm -rf "$outside" "$named" "$volumes"
+echo theirs >"$outside/there"
+site c 'listen = "127.0.0.1"' 'ports = "22340-22359"' 'bridges = ["br0"]' "agent-writes = [\"$named\"]"
+printf '[hypervisor.qemu]\ncommand = ["%s", "{qmp}"]\n' "$tmp/writes" >>c/drover.toml
+printf 'name = "volume"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$volumes/root.img" >c/vm.d/volume.toml
+cat >writes <<SH
+#!/bin/bash
+exec >$tmp/written 2>&1
+try() { if "\$@"; then echo "did \$*"; else echo "did not \$*"; fi; }
+try cat $outside/there
+try touch $outside/new
+try cp /dev/null $outside/there
+try truncate -s 0 $outside/there
+try rm -f $outside/there
+try mkdir $outside/folder
+try mv $outside/there $outside/moved
+try ln $outside/there $tmp/c/state/linked
+try ln -s /root $outside/link
+try touch $named/new
+try touch $tmp/c/state/new
+try touch /var/tmp/${outside##*/}
+try rm /var/tmp/${outside##*/}
+SH
+chmod +x writes
+start_agent c
+granted prepare "$(prepare .| jq -c '.disk_only = false | del(.vm.values.profile)')"
+refused 1 "a hypervisor that ends at once" incoming '{}'
+end_agent
+cat >expected <<TEXT
+did cat $outside/there
+did not touch $outside/new
+did not cp /dev/null $outside/there
+did not truncate -s 0 $outside/there
+did not rm -f $outside/there
+did not mkdir $outside/folder
+did not mv $outside/there $outside/moved
+did not ln $outside/there $tmp/c/state/linked
+did not ln -s /root $outside/link
+did touch $named/new
+did touch $tmp/c/state/new
+did touch /var/tmp/${outside##*/}
+did rm /var/tmp/${outside##*/}
+TEXT
+diff expected <(grep ^did written) || fail "what the hypervisor wrote: $(cat written)"
+[[ $(ls "$outside") == there && $(cat "$outside/there") == theirs ]] || fail "written outside: $(ls -l "$outside")"
+# A volume that a file in vm.d names is the agent's to write.
+start_agent c
+granted prepare "$(prepare '.name = "volume"')"
+[[ -f $volumes/root.img ]] || fail "there is no image on the volume"
+end_agent

@@ -62,6 +62,8 @@ jq -e 'select(.event=="report") | (.downtime_ms | type) == "number" and .bytes_s
 wait $fio || fail "the client saw an error: $(cat fio.log)"
 [[ $(role a vm1/root) == forwarding && $(role b vm1/root) == owner ]] || fail "roles"
 [[ $(jq -r .result a/state/vm1/last-migration.json) == "done" ]] || fail "no report is kept"
+[[ $(jq -r .checksum a/state/vm1/last-migration.json) == $(head -n -1 a/state/vm1/last-migration.json | sha256sum | cut -d ' ' -f 1) ]] ||
+    fail "checksum of the report: $(cat a/state/vm1/last-migration.json)"
 qemu-io -f raw -c 'write -P 0x5a 1M 4k' -c flush "$(uri vm1 root)" >/dev/null
 drover serve --stop vm1
 at_b drover serve --stop vm1

@@ -94,6 +94,42 @@ qemu-io -r -f raw -c 'read -P 0x5a 1M 64k' images-root >/dev/null
 expect 0 drover status vm1
 expect_text out "vm1  root  no      owner  1"
 
+# A note that is not whole is told, is never replaced, and neither keeps a disk from being stopped nor
+# has it started twice.
+expect 0 drover serve vm1
+pid=$(pid_of root)
+note=$DROVER_RUN/vm1/root.json
+jq -e '.format == "drover-disk" and .version == 1' "$note" >/dev/null
+[[ $(jq -r .checksum "$note") == $(head -n -1 "$note" | sha256sum | cut -d ' ' -f 1) ]] || fail "checksum of $note: $(cat "$note")"
+cp "$note" whole.json
+for damage in 's/"port":/"prot":/' 's/"version":1/"version":2/' '1d' 's/.*//' "1s/^/$(printf '[%.0s' {1..3000})/"; do
+    sed "$damage" whole.json >"$note"
+    cp "$note" damaged.json
+    expect 0 drover status vm1
+    expect_text out "$note: "
+    expect_text out "move it away"
+    [[ $(json '.vms[0].disks[0] | .served, .port' drover status vm1 --json) == true$'\n'null ]] || fail "status"
+    expect 0 drover serve vm1
+    expect_text out "vm1/root: is already served on"
+    expect_text err "$note: "
+    [[ $(json .pid drover ctl vm1/root status) == "$pid" ]] || fail "root was started again"
+    cmp "$note" damaged.json
+done
+expect 0 drover serve --stop vm1
+expect_text out "vm1/root: stopped"
+expect_text err "$note: "
+eventually_gone "$pid" || fail "nbdkit is still there"
+expect 1 drover serve vm1
+expect_text err "$note: "
+expect_text err "move it away"
+cmp "$note" damaged.json
+expect 0 drover status vm1
+expect_text out "$note: "
+rm "$note"
+expect 0 drover serve vm1
+expect 0 drover serve --stop vm1
+[[ ! -e $DROVER_RUN/vm1 ]] || fail "left behind: $(ls "$DROVER_RUN/vm1")"
+
 # In the foreground: until a signal; until it is stopped from elsewhere; until a disk dies.
 served() { drover ctl vm1/data status >/dev/null 2>&1 && grep -q vm1/data: foreground; }
 background drover serve --foreground vm1 >foreground

@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Any bytes as a journal, or ('l' before them) as a lock's note: refused with Error(refused), or
-// what they say is the same when it is written again. 's' and 'n' put right checksums before each
-// line of a journal, and before a note, so that what stands behind these is reached.
+// Any bytes as a journal, or ('l' before them) as a lock's note, ('d') a disk's, ('r') a report,
+// ('v') the VM file of a VM that came in: refused with Error(refused), or what they say is the same
+// when it is written again. 's' and 'n' put right checksums before each line of a journal, and
+// before a lock's note, 'D' behind a disk's, so that what stands there is reached.
 #include "common/secrets.h"
 #include "migrator/state_files.h"
 #include "test/fuzz/check.h"
@@ -46,6 +47,17 @@ void check_note(std::string_view bytes) {
     }
 }
 
+void check_disk(const std::string& bytes) {
+    const DiskNote note = parse_disk_note(bytes, "FILE");
+    FUZZ_CHECK(note.pid >= 0);
+    FUZZ_CHECK(parse_disk_note(disk_note(note), "FILE") == note);
+}
+
+void check_vm(const std::string& bytes) {
+    check_arrived_vm_text(bytes, "FILE", "VM.D/VM.toml");
+    FUZZ_CHECK(arrived_vm_text(bytes.substr(bytes.find('\n') + 1)) == bytes);
+}
+
 } // namespace
 
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
@@ -60,6 +72,18 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
             break;
         case 'n':
             check_note("drover-lock 1 " + with_checksum(bytes) + "\n");
+            break;
+        case 'd':
+            check_disk(bytes);
+            break;
+        case 'D':
+            check_disk(bytes + "\n\"checksum\": \"" + sha256_hex(bytes + "\n") + "\"}\n");
+            break;
+        case 'r':
+            check_kept_report(bytes, "FILE");
+            break;
+        case 'v':
+            check_vm(bytes);
             break;
         case 's':
             check_journal(seal_lines(bytes));

@@ -28,6 +28,7 @@ TEST_CASE("the example drover.toml says the defaults, and parses") {
     const SiteConfig site = load_site_config(DROVER_SOURCE "/conf/drover.toml");
     const SiteConfig defaults;
     CHECK(site.images == defaults.images);
+    CHECK(site.agent_writes.empty());
     CHECK(site.listen == defaults.listen);
     CHECK(site.ports.first == defaults.ports.first);
     CHECK(site.ports.last == defaults.ports.last);
@@ -50,6 +51,7 @@ TEST_CASE("an empty drover.toml gives the defaults") {
 TEST_CASE("every key is read") {
     const SiteConfig site = parse(R"(
         images = "/srv"
+        agent-writes = ["/srv/logs", "/mnt"]
         listen = "10.2.0.2"
         ports = "4000-4003"
         bridges = ["br-a", "br1"]
@@ -71,6 +73,7 @@ TEST_CASE("every key is read") {
         profile = "small|large"
     )");
     CHECK(site.images == "/srv");
+    CHECK(site.agent_writes == std::vector<std::string>{"/srv/logs", "/mnt"});
     CHECK(site.listen == "10.2.0.2");
     CHECK(site.ports.first == 4000);
     CHECK(site.ports.last == 4003);
@@ -92,9 +95,14 @@ TEST_CASE("every key is read") {
 }
 
 TEST_CASE("a mistake is told with file, line, key and what was expected") {
-    CHECK(refused("\n\nimage = \"/srv\"\n") == "drover.toml:3: 'image': unknown key; known here: "
-                                               "bridges, hypervisor, images, limits, listen, "
-                                               "ports, socket-group, socket-mode, timeouts");
+    CHECK(refused("agent-writes = [\"logs\"]") ==
+          "drover.toml:1: 'agent-writes': absolute paths of folders are expected, not \"logs\"");
+    CHECK(refused("agent-writes = \"/srv\"") ==
+          "drover.toml:1: 'agent-writes': an array of strings is expected, not a string");
+    CHECK(refused("\n\nimage = \"/srv\"\n") ==
+          "drover.toml:3: 'image': unknown key; known here: "
+          "agent-writes, bridges, hypervisor, images, limits, listen, "
+          "ports, socket-group, socket-mode, timeouts");
     CHECK(refused("images = 3") == "drover.toml:1: 'images': a string is expected, not a number");
     CHECK(refused("images = \"srv\"") ==
           "drover.toml:1: 'images': an absolute path is expected, not \"srv\"");

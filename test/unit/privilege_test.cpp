@@ -20,6 +20,7 @@
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/swap.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
@@ -183,6 +184,94 @@ TEST_CASE("privilege: a process whose files are confined") {
                   confine_files(files);
                   return ::write(fd.get(), "x", 1) == 1 && ::ftruncate(fd.get(), 9) == 0 ? 0 : 1;
               }) == 0);
+    }
+}
+
+TEST_CASE("privilege: an agent and what it starts write in its folders alone") {
+    const bool is_root = ::geteuid() == 0;
+    if (!kernel_has_landlock() || !is_root) {
+        MESSAGE("no Landlock here, or not root");
+        return;
+    }
+    const Folder folder;
+    for (const char* const name : {"own", "own/sub", "second", "theirs"}) {
+        std::filesystem::create_directory(folder.file(name));
+    }
+    const std::string own = folder.file("own"), second = folder.file("second");
+    const std::string theirs = folder.file("theirs"), key = theirs + "/key";
+    for (const std::string& file : {key, own + "/image"}) {
+        std::ofstream(file) << "content";
+    }
+    std::filesystem::create_symlink(key, own + "/link");
+    const std::vector<std::string> folders{own, second, folder.file("none")};
+    const auto error_of = [&](auto&& call) {
+        return in_child([&] {
+            confine_writes(folders);
+            int error = 0;
+            std::thread([&] { error = call() < 0 ? errno : 0; }).join();
+            return error;
+        });
+    };
+    const auto opened = [&](const std::string& path, int flags) {
+        return error_of([&] {
+            errno = open_error(path, flags);
+            return errno == 0 ? 0 : -1;
+        });
+    };
+    SUBCASE("there all is allowed") {
+        CHECK(opened(own + "/image", O_RDWR | O_TRUNC) == 0);
+        CHECK(opened(own + "/sub/new", O_WRONLY | O_CREAT) == 0);
+        CHECK(error_of([&] { return ::mkdir((own + "/made").c_str(), 0700); }) == 0);
+        CHECK(error_of([&] { return ::rmdir((own + "/made").c_str()); }) == 0);
+        CHECK(error_of([&] { return ::mkfifo((own + "/fifo").c_str(), 0600); }) == 0);
+        CHECK(error_of([&] { return ::unlink((own + "/fifo").c_str()); }) == 0);
+        CHECK(error_of([&] {
+                  return ::rename((own + "/sub/new").c_str(), (second + "/new").c_str());
+              }) == 0);
+    }
+    SUBCASE("elsewhere it reads and starts programs, and changes nothing") {
+        CHECK(opened(key, O_RDONLY) == 0);
+        CHECK(opened("/", O_RDONLY | O_DIRECTORY) == 0);
+        CHECK(in_child([&] {
+                  confine_writes(folders);
+                  return start_true();
+              }) == 0);
+        CHECK(opened(key, O_WRONLY) == EACCES);
+        CHECK(opened(key, O_RDWR | O_APPEND) == EACCES);
+        CHECK(opened(own + "/link", O_WRONLY) == EACCES);
+        CHECK(opened(theirs + "/new", O_WRONLY | O_CREAT) == EACCES);
+        CHECK(opened(folder.file("none"), O_WRONLY | O_CREAT) == EACCES);
+        CHECK(error_of([&] { return ::mkdir((theirs + "/made").c_str(), 0700); }) == EACCES);
+        CHECK(error_of([&] { return ::unlink(key.c_str()); }) == EACCES);
+        CHECK(error_of([&] { return ::rmdir(theirs.c_str()); }) == EACCES);
+        CHECK(error_of([&] { return ::symlink("x", (theirs + "/link").c_str()); }) == EACCES);
+        CHECK(error_of([&] { return ::rename(key.c_str(), (theirs + "/other").c_str()); }) ==
+              EACCES);
+        const auto into_own = [&](auto&& move) {
+            return error_of([&] { return move(key.c_str(), (own + "/taken").c_str()); });
+        };
+        // EXDEV where only their being moved is what is not allowed.
+        CHECK(into_own(::rename) != 0);
+        CHECK(into_own(::link) != 0);
+        CHECK(error_of([&] {
+                  return ::rename((own + "/image").c_str(), (theirs + "/image").c_str());
+              }) != 0);
+        CHECK(std::filesystem::exists(own + "/image"));
+        CHECK(std::filesystem::file_size(key) == 7);
+    }
+    SUBCASE("it mounts nothing, and sudo would work") {
+        CHECK(error_of([&] { return ::mount("none", own.c_str(), "tmpfs", 0, nullptr); }) == EPERM);
+        CHECK(error_of([] { return ::prctl(PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 0 ? 0 : -1; }) == 0);
+    }
+    SUBCASE("the disks' processes that it starts are confined further") {
+        CHECK(in_child([&] {
+                  confine_writes(folders);
+                  confine_files({.read = {own}, .write = {own + "/image", key}, .names = {}});
+                  return open_error(own + "/image", O_RDWR) == 0 &&
+                                 open_error(second + "/new", O_WRONLY | O_CREAT) == EACCES
+                             ? open_error(key, O_WRONLY)
+                             : 1;
+              }) == EACCES);
     }
 }
 

@@ -1,7 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "common/secrets.h"
 #include "migrator/journal.h"
+#include "migrator/report.h"
 #include "migrator/run_lock.h"
+#include "migrator/vm_file.h"
 #include "test/unit/folder.h"
 
 using namespace drover;
@@ -34,6 +36,67 @@ std::string why_refused(const std::string& journal) {
         return error.what();
     }
     return "";
+}
+
+// What a parser says of what is not to be used; "": it took it.
+template <typename Parse>
+std::string refusal(const Parse& parse, const std::string& bytes) {
+    try {
+        parse(bytes);
+    } catch (const Error& error) {
+        CHECK((error.kind() == ErrorKind::refused));
+        CHECK(has(error.what(), "FILE: "));
+        CHECK(has(error.what(), "move"));
+        return error.what();
+    }
+    return "";
+}
+
+// Whole it is read; cut anywhere, with any bit wrong, or another program's it is not.
+template <typename Parse>
+void check_refusals(const Parse& parse, const std::string& whole) {
+    CHECK(refusal(parse, whole) == "");
+    for (size_t at = 0; at < whole.size(); ++at) {
+        CHECK(refusal(parse, whole.substr(0, at)) != "");
+        for (int bit = 0; bit < 8; ++bit) {
+            std::string bad = whole;
+            bad[at] = char(bad[at] ^ (1 << bit));
+            CHECK(refusal(parse, bad) != "");
+        }
+    }
+    CHECK(refusal(parse, whole + "\n") != "");
+    for (const std::string& foreign : {std::string("\177ELF and so on\n"),
+                                       std::string("{\"pid\": 7, \"port\": 8}\n"),
+                                       std::string("\n\n"),
+                                       std::string(100, '\0'),
+                                       std::string(1 << 20, '[')}) {
+        CHECK(has(refusal(parse, foreign), "FILE: not "));
+    }
+}
+
+// Of another format or version, its checksum being right.
+std::string object_of(std::string text, const std::string& from, const std::string& to) {
+    text.replace(text.find(from), from.size(), to);
+    text.erase(text.rfind('\n', text.size() - 2) + 1);
+    return text + "\"checksum\": \"" + sha256_hex(text) + "\"}\n";
+}
+
+DiskNote read_note(const std::string& bytes) {
+    return parse_disk_note(bytes, "FILE");
+}
+void read_report(const std::string& bytes) {
+    check_kept_report(bytes, "FILE");
+}
+void read_vm(const std::string& bytes) {
+    check_arrived_vm_text(bytes, "FILE", "VM.D/vm1.toml");
+}
+
+VmFile a_vm() {
+    VmFile vm;
+    vm.name = "vm1";
+    vm.hypervisor = "none";
+    vm.disks = {{"root", {"/images/vm1/root.img", ""}}};
+    return vm;
 }
 
 } // namespace
@@ -134,4 +197,61 @@ TEST_CASE("run lock: another program's file, or a newer drover's, is refused and
     REQUIRE(other.holder());
     CHECK(other.holder()->what == "migrate");
     CHECK(other.is_held());
+}
+
+TEST_CASE("disk note: what was written is read; damaged, foreign and newer ones are refused") {
+    const std::string whole = disk_note({4711, 10809});
+    CHECK((read_note(whole) == DiskNote{4711, 10809}));
+    CHECK((Json::parse(whole)["pid"] == 4711)); // for jq
+    check_refusals(read_note, whole);
+    CHECK(has(refusal(read_note, object_of(whole, "\"version\":1", "\"version\":2")),
+              "of format 2, this drover knows format 1"));
+    CHECK(has(refusal(read_note, object_of(whole, "drover-disk", "drover-disc")), "not the note"));
+    CHECK(has(refusal(read_note, kept_report(Json::object())), "not the note"));
+    for (const char* const port : {"65536", "-1", "\"10809\"", "1.5", "null"}) {
+        CHECK(has(refusal(read_note, object_of(whole, "10809", port)), "damaged"));
+    }
+    CHECK(has(refusal(read_note, object_of(whole, "4711", "99999999999")), "damaged"));
+}
+
+TEST_CASE("report: damaged, foreign and newer ones are refused, and left as they are") {
+    const Json report{{"vm", "vm1"}, {"disks", {{{"name", "root"}}}}, {"error", "not UTF-8: \xff"}};
+    const std::string whole = kept_report(report);
+    CHECK((Json::parse(whole)["disks"] == report["disks"]));
+    check_refusals(read_report, whole);
+    CHECK(has(refusal(read_report, object_of(whole, "\"version\": 1", "\"version\": 2")),
+              "of format 2"));
+    const Folder folder;
+    const std::string path = folder.file("last-migration.json");
+    keep_report(path, report);
+    keep_report(path, Json{{"vm", "vm2"}});
+    CHECK((Json::parse(read_whole_file(path).value())["vm"] == "vm2"));
+    for (const std::string& content : {whole.substr(0, 40), std::string("{}"), std::string()}) {
+        write_file_durably(path, content);
+        CHECK_THROWS_WITH(keep_report(path, report), doctest::Contains(path.c_str()));
+        CHECK((read_whole_file(path) == content));
+    }
+}
+
+TEST_CASE("VM file that came in: damaged, edited, foreign and newer ones are refused and stay") {
+    const std::string toml = to_toml(a_vm());
+    const std::string whole = arrived_vm_text(toml);
+    check_refusals(read_vm, whole);
+    CHECK(has(refusal(read_vm, whole + "[hooks]\n"), "edited"));
+    CHECK(has(refusal(read_vm, whole + "[hooks]\n"), "move it to VM.D/vm1.toml"));
+    CHECK(has(refusal(read_vm, toml), "not a VM file that drover wrote"));
+    CHECK(has(refusal(read_vm, "# drover-vm 2 whatever"), "of format 2"));
+    // What is in front is a comment.
+    const VmFile back = parse_vm_file(SiteConfig{}, whole, "FILE", HostCheck::may_be_missing);
+    CHECK((to_toml(back) == toml));
+    const Folder folder;
+    const std::string path = folder.file("vm.toml");
+    keep_arrived_vm_file(path, a_vm());
+    keep_arrived_vm_file(path, a_vm());
+    CHECK((read_whole_file(path) == whole));
+    for (const std::string& content : {whole + "\n", toml, std::string(), std::string("x")}) {
+        write_file_durably(path, content);
+        CHECK_THROWS_WITH(keep_arrived_vm_file(path, a_vm()), doctest::Contains(path.c_str()));
+        CHECK((read_whole_file(path) == content));
+    }
 }
