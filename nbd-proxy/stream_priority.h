@@ -14,7 +14,8 @@ namespace drover {
 // Where the CPU is short, the requests of guests come first. Of the calling thread; once for each.
 // It gets a tenth of their weight, so that it does not starve, and a slice that is longer than
 // theirs: then Linux 6.12 and later let a thread of theirs that wakes run at once, rather than at
-// the slice's end (PREEMPT_SHORT of EEVDF, sched_setattr(2)). Older ones go by the weight.
+// the slice's end (PREEMPT_SHORT of EEVDF, sched_setattr(2)). Older ones go by the weight, and so
+// does where a filter of system calls keeps threads from more, as some of RestrictRealtime= do.
 inline void lower_stream_priority() {
     constexpr int gentler = 10;
     struct { // as in sched_setattr(2); <linux/sched/types.h> and <sched.h> exclude each other
@@ -28,7 +29,9 @@ inline void lower_stream_priority() {
     attributes.policy = SCHED_OTHER;
     attributes.nice = ::getpriority(PRIO_PROCESS, 0) + gentler;
     attributes.runtime = 100'000'000; // the longest slice that there is
-    ::syscall(SYS_sched_setattr, 0, &attributes, 0);
+    if (::syscall(SYS_sched_setattr, 0, &attributes, 0) != 0) {
+        ::setpriority(PRIO_PROCESS, static_cast<id_t>(::gettid()), attributes.nice);
+    }
 }
 
 } // namespace drover
