@@ -300,6 +300,14 @@ int serve_stdio(const SiteConfig& site) {
     return clean ? exit_done : exit_failed;
 }
 
+void make_if_possible(const std::string& folder, unsigned mode) {
+    try {
+        make_directories(folder, mode);
+    } catch (const Error&) {
+        // Whatever needs it says why.
+    }
+}
+
 // Of volumes that VMs which come in may be put on.
 void add_folders_of_volumes(const SiteConfig& site, std::vector<std::string>& folders) {
     std::error_code none;
@@ -310,21 +318,18 @@ void add_folders_of_volumes(const SiteConfig& site, std::vector<std::string>& fo
         try {
             const VmFile vm = load_vm_file(site, entry.path().string(), HostCheck::may_be_missing);
             for (const DiskSpec& disk : vm.disks) {
-                if (!disk.store.file.empty()) {
-                    folders.push_back(std::filesystem::path(disk.store.file).parent_path());
+                if (disk.store.file.empty()) {
+                    continue;
                 }
+                // The file may be a link to one elsewhere.
+                const std::filesystem::path file = disk.store.file;
+                make_if_possible(file.parent_path(), 0755);
+                folders.push_back(file.parent_path());
+                folders.push_back(std::filesystem::weakly_canonical(file).parent_path());
             }
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             // A migration that needs it says why.
         }
-    }
-}
-
-void make_if_possible(const std::string& folder, unsigned mode) {
-    try {
-        make_directories(folder, mode);
-    } catch (const Error&) {
-        // Whatever needs it says why.
     }
 }
 
@@ -352,13 +357,13 @@ std::vector<std::string> writable_folders(const SiteConfig& site) {
 }
 
 // What another host asks for, and whoever takes over what it speaks with. A user without privileges
-// (EACCES, EPERM) can do none of it anyway.
+// can do none of it anyway.
 void confine(const SiteConfig& site) {
     const auto attempt = [](auto&& restrict) {
         try {
             restrict();
         } catch (const Error& error) {
-            if (error.sys_errno() != EACCES && error.sys_errno() != EPERM) {
+            if (::geteuid() == 0) {
                 fmt::print(stderr, "drover agent: warning: not confined: {}\n", error.what());
             }
         }
@@ -372,8 +377,8 @@ void confine(const SiteConfig& site) {
 int run_agent_stdio(const SiteConfig& site) {
     ::signal(SIGHUP, SIG_IGN);
     ::signal(SIGPIPE, SIG_IGN);
-    confine(site);
     try {
+        confine(site);
         return serve_stdio(site);
     } catch (const std::exception& error) {
         fmt::print(stderr, "drover agent: {}\n", error.what());

@@ -185,8 +185,12 @@ read_standings(const Json& answer, const char* method, const DiskNames& disks) {
 }
 
 std::vector<std::string> read_refuse(const Json& answer, const DiskNames& disks) {
+    const Reader reader(answer, "refuse");
+    if (reader.at("disks") == Json::array()) { // nothing was prepared there
+        return std::vector<std::string>(disks.size());
+    }
     std::vector<std::string> tokens;
-    for (const Reader& disk : Reader(answer, "refuse").disks(disks)) {
+    for (const Reader& disk : reader.disks(disks)) {
         tokens.push_back(disk.text("refusal_token", longest_token));
     }
     return tokens;

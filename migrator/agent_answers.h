@@ -46,7 +46,8 @@ Prepared read_prepare(const rpc::Json& answer, const DiskNames& disks, bool with
 std::vector<DiskStanding>
 read_standings(const rpc::Json& answer, const char* method, const DiskNames& disks);
 
-// The tokens, empty for a disk of which nothing is known there.
+// The tokens, empty for a disk of which nothing is known there, and for all where nothing was
+// prepared.
 std::vector<std::string> read_refuse(const rpc::Json& answer, const DiskNames& disks);
 
 struct ForwardKey {

@@ -36,6 +36,12 @@ UniqueFd open_to_append(const std::string& path) {
     return file;
 }
 
+// For the steps to come, should the file system run full. Where there is no room now, or no such
+// call, they may fail.
+void keep_room(int journal) {
+    static_cast<void>(::fallocate(journal, FALLOC_FL_KEEP_SIZE, 0, journal_room));
+}
+
 // For tests (docs/control.md): $DROVER_TEST_STEPS is a folder with a FIFO for each step at which
 // to stop. Writing into it says that the step is next; it is taken when NAME.go could be opened.
 void stop_for_test(const std::string& name) {
@@ -79,10 +85,7 @@ Journal::create(const std::string& path, std::string side, const Json& facts) {
     write_file_durably(path, text, 0600);
     JournalContent content = parse_journal(text, path);
     UniqueFd file = open_to_append(path);
-    // For the steps to come, should the file system run full; some have no such thing.
-    if (::fallocate(file.get(), FALLOC_FL_KEEP_SIZE, 0, journal_room) != 0 && errno == ENOSPC) {
-        throw_errno(path);
-    }
+    keep_room(file.get());
     return std::unique_ptr<Journal>(
         new Journal(path, std::move(side), std::move(file), std::move(content)));
 }
@@ -99,6 +102,7 @@ std::unique_ptr<Journal> Journal::go_on(const std::string& path) {
     if (whole != bytes->size() && ::ftruncate(file.get(), static_cast<off_t>(whole)) != 0) {
         throw_errno(path);
     }
+    keep_room(file.get());
     std::string side = content.text("side");
     return std::unique_ptr<Journal>(
         new Journal(path, std::move(side), std::move(file), std::move(content)));

@@ -151,15 +151,15 @@ std::optional<SourceRecovery::Result> recover_if_free(const SiteConfig& site,
                                                       const VmFile& vm,
                                                       const std::string& migration,
                                                       const std::string& what) {
-    RunLock lock(paths().migrate_lock(vm.name));
-    if (!lock.try_lock(what)) {
-        return std::nullopt;
-    }
-    const auto journal = read_journal(paths().journal(vm.name));
-    if (!journal || journal->over() || journal->text("migration") != migration) {
-        return std::nullopt;
-    }
     try {
+        RunLock lock(paths().migrate_lock(vm.name));
+        if (!lock.try_lock(what)) {
+            return std::nullopt;
+        }
+        const auto journal = read_journal(paths().journal(vm.name));
+        if (!journal || journal->over() || journal->text("migration") != migration) {
+            return std::nullopt;
+        }
         return recover_source(site, vm, PeerOptions(), false);
     } catch (const std::exception& error) {
         SourceRecovery::Result result;

@@ -149,8 +149,13 @@ rpc::Json DestinationControl::promote(const rpc::Json& params) {
         return accept(by_force ? drover::force(record, migration)
                                : drover::promote(record, migration, token));
     };
-    const bool before = may_write(context_.record.get());
-    promoted(context_.record.get());
+    const Record previous = context_.record.get();
+    const bool before = may_write(previous);
+    promoted(previous);
+    // First, as they may fail.
+    const auto taken = std::make_shared<HashSnapshot>(
+        context_.backend, context_.geometry(), hash_seed(uuid_bytes(previous.uuid)));
+    const auto written = std::make_shared<WrittenBlocks>(context_.geometry());
     if (const auto closing = replica()) {
         closing->close();
     }
@@ -160,18 +165,16 @@ rpc::Json DestinationControl::promote(const rpc::Json& params) {
         context_.backend.flush();
     }
     // Again: a frame that was under way may have taken the handover back.
-    const Record now = context_.record.update(promoted);
+    context_.record.update(promoted);
     if (before) {
         confirm();
     } else {
-        const auto taken = std::make_shared<HashSnapshot>(
-            context_.backend, context_.geometry(), hash_seed(uuid_bytes(now.uuid)));
         {
             const std::lock_guard lock(mutex_);
             snapshot_ = taken;
         }
         context_.disk.set_snapshot(taken);
-        context_.disk.set_written(std::make_shared<WrittenBlocks>(context_.geometry()));
+        context_.disk.set_written(written);
         // Its client may have stayed here when it left: from now on it is served from here again.
         context_.disk.take_back();
         forwarding_.end();

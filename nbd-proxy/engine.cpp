@@ -245,8 +245,9 @@ Engine::Json Engine::verify(const Json& params) {
     const Record now = record_->get();
     const auto export_here = make_hashes_export(
         *backend_, blocks, hash_seed(uuid_bytes(now.uuid)), nullptr, written_since_promotion(now));
-    // Before the end of a migration its destination knows every hash, and has to tell it.
-    const bool parted = now.stage == Stage::over;
+    // Before the end of a migration its destination knows every hash, and has to tell it; and who
+    // has given the disk away has not written it.
+    const bool theirs_may_lack = now.stage == Stage::over && !may_write(now);
     constexpr uint64_t step = 256 * sizeof(Hash128);
     std::vector<std::byte> theirs(step), ours(step);
     uint64_t different = 0, written = 0;
@@ -257,8 +258,8 @@ Engine::Json Engine::verify(const Json& params) {
         there.read(theirs.data(), part);
         export_here->read(ours.data(), part);
         for (uint64_t i = 0; i < part.length; i += sizeof(Hash128)) {
-            if (parted && (std::memcmp(&theirs[i], &none, sizeof none) == 0 ||
-                           std::memcmp(&ours[i], &none, sizeof none) == 0)) {
+            if (std::memcmp(&ours[i], &none, sizeof none) == 0 ||
+                (theirs_may_lack && std::memcmp(&theirs[i], &none, sizeof none) == 0)) {
                 ++written;
             } else if (std::memcmp(&theirs[i], &ours[i], sizeof(Hash128)) != 0) {
                 if (different++ == 0) {

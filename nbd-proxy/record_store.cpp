@@ -367,7 +367,7 @@ void RecordStore::write(Record next) {
 // Where there is none now, the next write may do without.
 void RecordStore::keep_room() const {
     const UniqueFd room(
-        ::open(room_path().c_str(), O_WRONLY | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
+        ::open(room_path().c_str(), O_RDWR | O_CREAT | O_NOFOLLOW | O_CLOEXEC, 0600));
     if (room && ::posix_fallocate(room.get(), 0, room_bytes) != 0) {
         ::unlink(room_path().c_str());
     }

@@ -26,7 +26,7 @@ inline void lower_stream_priority() {
         uint64_t runtime, deadline, period; // ns
     } attributes{};
     attributes.size = sizeof attributes;
-    attributes.policy = SCHED_OTHER;
+    attributes.policy = static_cast<uint32_t>(::sched_getscheduler(0)); // batch, if that was chosen
     attributes.nice = ::getpriority(PRIO_PROCESS, 0) + gentler;
     attributes.runtime = 100'000'000; // the longest slice that there is
     if (::syscall(SYS_sched_setattr, 0, &attributes, 0) != 0) {

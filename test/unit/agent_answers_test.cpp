@@ -98,6 +98,15 @@ TEST_CASE("lists come back in our order of the disks, not in the agent's") {
     CHECK(found[1].stage == Stage::receiving);
 }
 
+TEST_CASE("an agent that has prepared nothing has no refusal tokens") {
+    const std::vector<std::string> none(2);
+    CHECK((read_refuse(said({{"disks", Json::array()}}), {"root", "data"}) == none));
+    CHECK(
+        kind_of([] {
+            read_refuse({{"disks", {{{"name", "root"}, {"refusal_token", ""}}}}}, {"root", "data"});
+        }) == ErrorKind::peer);
+}
+
 TEST_CASE("a lying agent gets an Error(peer), whatever it answers") {
     const DiskNames disks{"root"};
     const Json port{{"name", "root"},
