@@ -292,9 +292,9 @@ asio::awaitable<void> QemuOutgoing::command(std::string name) {
 
 // After a migration that has ended: the guest as it was before, its devices its own again.
 asio::awaitable<void> QemuOutgoing::put_back_guest(Deadline deadline) {
-    // "completed" is announced before the state in which `cont` is allowed, by a moment, or, where
-    // the link has died, by the quarter of an hour that TCP takes to see it: QEMU waits for the
-    // destination's last words. There is no event for that state.
+    // "completed" is announced a moment before the state in which `cont` is allowed; there is no
+    // event for that one. Should that take longer, over a dead link for one, what it may wait for is
+    // ended: the migration is not wanted any more.
     Json none = Json::object();
     std::string state = "finish-migrate";
     const Deadline polite = Clock::now() + cancel_patience;
