@@ -124,9 +124,11 @@ void Destination::set_bases(const Json& bases) {
     if (!bases.is_object()) {
         throw Error(ErrorKind::usage, "parameter 'bases': an object is expected");
     }
-    for (const auto& [name, image] : bases.items()) {
-        const auto disk = std::find_if(
-            disks_.begin(), disks_.end(), [&](const auto& each) { return each->name() == name; });
+    for (const auto& item : bases.items()) {
+        const Json& image = item.value();
+        const auto disk = std::find_if(disks_.begin(), disks_.end(), [&](const auto& each) {
+            return each->name() == item.key();
+        });
         if (disk == disks_.end() || !image.is_string()) {
             throw Error(ErrorKind::usage,
                         "parameter 'bases': paths by the names of disks are expected");

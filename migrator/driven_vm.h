@@ -13,12 +13,14 @@ public:
     // Both outlive it.
     DrivenVm(OutgoingVm& driver, const Timeouts& timeouts) : driver_(driver), timeouts_(timeouts) {}
 
-    // For whoever has not described it: with the notes of the journal.
+    // For whoever has not described it: with the notes of the journal. Where that throws, the VM
+    // counts as one that is there and does not answer.
     asio::awaitable<void> reattach(nlohmann::json notes) {
         paused_ = notes.value("paused", false);
         reattached_ = true;
-        there_ = false;
-        there_ = co_await driver_.reattach(std::move(notes));
+        presence_ = Presence::silent;
+        const bool found = co_await driver_.reattach(std::move(notes));
+        presence_ = found ? Presence::attached : Presence::gone;
     }
 
     bool has_memory() const override { return driver_.has_memory(); }
@@ -26,26 +28,38 @@ public:
     asio::awaitable<void> finish_memory() override {
         return driver_.finish_memory(timeouts_.handover);
     }
-    asio::awaitable<bool> is_there() override { co_return there_&& driver_.state() != "ended"; }
+    asio::awaitable<bool> is_there() override {
+        const bool here = presence_ == Presence::attached && driver_.state() != "ended";
+        co_return presence_ == Presence::silent || here;
+    }
     asio::awaitable<void> resume() override {
-        if (!there_) {
+        if (presence_ == Presence::gone) {
             throw Error(ErrorKind::state, "it does not run here any more: start it");
         }
+        throw_if_silent();
         co_await driver_.cancel(resume_patience);
     }
     asio::awaitable<void> destroy() override {
-        if (there_) {
+        throw_if_silent();
+        if (presence_ == Presence::attached) {
             co_await driver_.destroy_source(timeouts_.stop);
         }
     }
 
 private:
+    enum class Presence { attached, silent, gone };
+    void throw_if_silent() const {
+        if (presence_ == Presence::silent) {
+            throw Error(ErrorKind::timeout, "its hypervisor does not answer");
+        }
+    }
+
     static constexpr milliseconds resume_patience{20000};
 
     OutgoingVm& driver_;
     const Timeouts& timeouts_;
     bool reattached_ = false, paused_ = false;
-    bool there_ = true;
+    Presence presence_ = Presence::attached;
 };
 
 } // namespace drover

@@ -141,7 +141,6 @@ asio::awaitable<void> Migration::go_back() {
     }
     Recovery::Plan plan;
     plan.migration = report_.migration;
-    bool refusal_owed = false;
     Recovery recovery(
         parts(), std::move(plan), [this](const std::string& text) { troubles_.push_back(text); });
     Verdict verdict = Verdict::undecided;
@@ -152,7 +151,6 @@ asio::awaitable<void> Migration::go_back() {
         // It may have come to anything: whoever looks at the records next decides.
         why_stranded_ = error.what();
     }
-    refusal_owed = recovery.refusal_owed();
     if (verdict == Verdict::there) {
         if (!turned_) {
             turn_network();
@@ -169,7 +167,7 @@ asio::awaitable<void> Migration::go_back() {
     }
     co_await wait_for_network();
     co_await attempt("", failed_hook());
-    if (!refusal_owed) {
+    if (!recovery.more_to_do()) {
         co_await attempt("", journal_->step(JournalStep::over));
     }
     step(recovery.runs_here() || vm_lost_ ? PhaseEvent::step : PhaseEvent::failure);
@@ -211,10 +209,19 @@ void Migration::tell_stranded() {
     }
     if (why_stranded_.empty()) {
         say("error",
-            fmt::format("{} was not migrated: {}. Its disks are this host's, but it could not be "
-                        "resumed: look at its hypervisor, and resume it there",
+            fmt::format("{0} was not migrated: {1}. Its disks are this host's, but it could not be "
+                        "resumed: its guardian, or `drover recover {0}`, tries it again",
                         vm_.name,
                         report_.error));
+        return;
+    }
+    if (!may_be_fenced_) {
+        say("error",
+            fmt::format("{0}: {1}. It could not be put back either ({2}): its guardian, or `drover "
+                        "recover {0}`, tries it again. It runs nowhere else",
+                        vm_.name,
+                        report_.error,
+                        why_stranded_));
         return;
     }
     say("error",

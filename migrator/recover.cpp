@@ -68,7 +68,7 @@ void tell(const SourceRecovery::Result& result) {
 int status_of(const SourceRecovery::Result& result) {
     switch (result.verdict) {
     case Verdict::here:
-        return exit_done;
+        return result.stuck ? exit_recover : exit_done;
     case Verdict::there:
         return result.owed ? exit_cleanup : exit_done;
     case Verdict::undecided:
@@ -192,7 +192,7 @@ std::optional<int> recover_at_start(const SiteConfig& site, const VmFile& vm) {
     if (!result) {
         return std::nullopt;
     }
-    if (result->verdict != Verdict::here) {
+    if (result->verdict != Verdict::here || result->stuck) {
         return status_of(*result);
     }
     // What the destination has yet to clean up is not in the way of anything here.

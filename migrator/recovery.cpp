@@ -200,6 +200,9 @@ asio::awaitable<void> Recovery::resume() {
     } catch (const std::exception& error) {
         trouble_(fmt::format("the VM: {}", error.what()));
     }
+    if (!runs_here_) {
+        resume_owed_ = co_await parts_.vm->is_there();
+    }
     co_await look_at_all();
 }
 

@@ -50,8 +50,10 @@ public:
     // The source has just taken its disks back without an answer: should the destination return, it
     // must be told.
     bool forced() const { return forced_; }
-    // `here`: the destination could not be told, and has yet to clean up.
-    bool refusal_owed() const { return refusal_owed_; }
+    // `here`: not all is done, so it has to be run again: the destination could not be told, and
+    // has yet to clean up or must hear it should it return, or the VM's hypervisor is there, but
+    // does not run it.
+    bool more_to_do() const { return refusal_owed_ || forced_ || resume_owed_; }
     // `here`: the VM goes on. Else its disks are this host's, but it could not be resumed.
     bool runs_here() const { return runs_here_; }
     // `there`: it runs. Else it belongs there, and can't be run.
@@ -80,8 +82,8 @@ private:
     const Plan plan_;
     const Trouble trouble_;
     std::string why_;
-    bool unanswered_ = false, forced_ = false, refusal_owed_ = false, runs_here_ = false,
-         runs_there_ = false;
+    bool unanswered_ = false, forced_ = false, refusal_owed_ = false, resume_owed_ = false,
+         runs_here_ = false, runs_there_ = false;
 };
 
 // After the VM runs at the destination: what is left of it at the source is put away, and both

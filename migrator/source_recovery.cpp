@@ -178,15 +178,18 @@ asio::awaitable<void> SourceRecovery::hook(std::string name, std::vector<std::st
 
 asio::awaitable<void> SourceRecovery::conclude_here(const Recovery& recovery) {
     co_await hook("failed", vm_.hooks.failed);
-    result_.owed = recovery.refusal_owed() || recovery.forced();
+    result_.owed = recovery.more_to_do();
     if (!result_.owed) {
         co_await attempt(steps_->step(JournalStep::over));
     }
-    result_.text = fmt::format("{} is this host's{}",
-                               vm_.name,
-                               !hypervisor_->has_memory() ? ", and goes on here"
-                               : recovery.runs_here()     ? ", and runs here"
-                                                          : ", but does not run: start it here");
+    result_.stuck = !recovery.runs_here() && co_await vm_here_->is_there();
+    result_.text =
+        fmt::format("{} is this host's{}",
+                    vm_.name,
+                    !hypervisor_->has_memory() ? ", and goes on here"
+                    : recovery.runs_here()     ? ", and runs here"
+                    : result_.stuck ? ", but its hypervisor does not run it yet (see the warnings)"
+                                    : ", but does not run: start it here");
     if (recovery.forced()) {
         result_.text += fmt::format(". It was taken back by force: should {} come back, nothing of "
                                     "{} may run there; `drover recover {}` tells it",

@@ -23,6 +23,7 @@ public:
         Verdict verdict = Verdict::undecided;
         bool forwards = false; // there, and its client goes on here all the same
         bool owed = false;     // something of it remains to be done, and can be tried again
+        bool stuck = false;    // here, but the VM's hypervisor, which is there, does not run it
         std::string text;
         std::vector<std::string> troubles;
     };

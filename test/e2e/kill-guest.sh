@@ -23,13 +23,13 @@ mkdir lab
 source "$e2e_top/test/lab/lab.sh"
 on_exit lab_down
 
-cases=(source.handover/link source.handover/hypervisor source.fence/hypervisor source.fence/new-hypervisor
+cases=(source.handover/link source.handover/hypervisor source.handover/silent source.fence/hypervisor source.fence/new-hypervisor
     source.promote/link source.promote/lost-site source.promote/source source.promote/new-hypervisor destination.promote/agent source.finish/link)
 if [[ ${1:-} == --all ]]; then
     shift
     cases=()
     for step in source.handover source.fence source.promote destination.promote source.finish; do
-        for victim in coordinator agent guardian source destination hypervisor new-hypervisor link long-link; do
+        for victim in coordinator agent guardian source destination hypervisor new-hypervisor link long-link silent; do
             cases+=("$step/$victim")
         done
     done
@@ -107,11 +107,18 @@ run_case() {
     reached "$step" 120
     case $victim in
         link | long-link | lost-site) lab_sites link cut=1 >/dev/null ;;
+        # Nobody is there to resume the guest, and its QEMU answers nobody.
+        silent) kill -STOP "$(lab_guest_pids src)" && kill_victim coordinator ;;
         *) kill_victim "$victim" ;;
     esac
     go_on "$step"
     case $victim in
         link) sleep 5 && lab_sites link cut=0 >/dev/null ;;
+        silent)
+            wait_for 60 grep -q "its hypervisor does not answer" "$LAB/src/state/$vm/guardian.log"
+            [[ $(tail -n 1 "$LAB/src/state/$vm/journal") != *'"step":"over"'* ]] || fail "over, and the guest does not run"
+            kill -CONT "$(lab_guest_pids src)"
+            ;;
         long-link) sleep 75 && lab_sites link cut=0 >/dev/null ;; # an agent waits for a minute
     esac
     wait $coordinator 2>/dev/null || status=$?

@@ -457,7 +457,7 @@ Task<> Coordinator::go_back(bool force) {
     switch (verdict) {
     case Verdict::here:
         world.hit(Probe::verdict_here);
-        if (!recovery.refusal_owed() && !recovery.forced()) {
+        if (!recovery.more_to_do()) {
             co_await note(JournalStep::over);
         }
         break;
