@@ -98,7 +98,7 @@ struct Timeouts {
     std::chrono::seconds connect{20};  // a link or the agent to come up
     std::chrono::seconds start{30};    // a disk or a hypervisor to answer after its start
     std::chrono::seconds stop{60};     // the same to end: flushing what is written takes time
-    std::chrono::seconds handover{60}; // quiesce: the last of disks and memory, the VM paused
+    std::chrono::seconds handover{30}; // quiesce: the last of disks and memory, the VM paused
     std::chrono::seconds hook{60};     // a hook
 };
 

@@ -2,9 +2,9 @@
 #include "migrator/journal.h"
 
 #include "common/secrets.h"
+#include "common/test_steps.h"
 #include "migrator/paths.h"
 
-#include <cstdlib>
 #include <ctime>
 
 #include <fcntl.h>
@@ -40,29 +40,6 @@ UniqueFd open_to_append(const std::string& path) {
 // call, they may fail.
 void keep_room(int journal) {
     static_cast<void>(::fallocate(journal, FALLOC_FL_KEEP_SIZE, 0, journal_room));
-}
-
-// For tests (docs/control.md): $DROVER_TEST_STEPS is a folder with a FIFO for each step at which
-// to stop. Writing into it says that the step is next; it is taken when NAME.go could be opened.
-void stop_for_test(const std::string& name) {
-    const char* const folder = std::getenv("DROVER_TEST_STEPS");
-    if (folder == nullptr) {
-        return;
-    }
-    const std::string path = fmt::format("{}/{}", folder, name);
-    struct stat info {};
-    if (::stat(path.c_str(), &info) != 0 || !S_ISFIFO(info.st_mode)) {
-        return;
-    }
-    // Found now: whoever hears that the step was reached may rename it, or remove it.
-    const UniqueFd found(::open((path + ".go").c_str(), O_PATH | O_CLOEXEC));
-    UniqueFd reached(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-    if (reached) {
-        write_whole(reached.get(), name + "\n", path);
-        reached.reset();
-    }
-    const std::string go_path = fmt::format("/proc/self/fd/{}", found.get());
-    const UniqueFd go(::open(go_path.c_str(), O_RDONLY | O_CLOEXEC));
 }
 
 } // namespace

@@ -2,6 +2,7 @@
 #include "nbd-proxy/replica.h"
 
 #include "common/error.h"
+#include "common/test_steps.h"
 #include "nbd-proxy/frame_codec.h"
 
 #include <algorithm>
@@ -30,6 +31,43 @@ std::span<const std::byte> expand(const DecodedFrame& frame) {
         refuse("its compressed data is damaged");
     }
     return raw;
+}
+
+const char* name_of(OpType type) {
+    switch (type) {
+    case OpType::write:
+        return "write";
+    case OpType::zero:
+        return "zero";
+    case OpType::trim:
+        return "trim";
+    case OpType::flush:
+        return "flush";
+    case OpType::fill:
+        return "fill";
+    case OpType::consistent:
+        return "consistent";
+    case OpType::inconsistent:
+        return "inconsistent";
+    case OpType::handover:
+        return "handover";
+    case OpType::void_:
+        return "void";
+    }
+    return "";
+}
+
+// moment: "frame", which has come, or "applied", and is not answered yet.
+void stop_for_test(const char* moment, const DecodedFrame& frame) {
+    if (!has_test_steps()) {
+        return;
+    }
+    if (frame.header.open) {
+        drover::stop_for_test(fmt::format("{}.open", moment));
+    }
+    for (const Op& op : frame.ops) {
+        drover::stop_for_test(fmt::format("{}.{}", moment, name_of(op.type)));
+    }
 }
 
 } // namespace
@@ -76,8 +114,10 @@ void Replica::apply(std::span<const std::byte> bytes, bool fua) {
         refuse("a fill, and this disk is not post-copied");
     }
     const FrameHeader& header = frame->header;
+    stop_for_test("frame", *frame);
     if (header.open) {
         open_session(header);
+        stop_for_test("applied", *frame);
         return;
     }
     {
@@ -148,6 +188,7 @@ void Replica::apply(std::span<const std::byte> bytes, bool fua) {
     if (fua) {
         make_durable(last);
     }
+    stop_for_test("applied", *frame);
 }
 
 // Operations in order. A mark that the record keeps stands for everything before it, so that is

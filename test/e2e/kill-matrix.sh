@@ -1,9 +1,11 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Each process of a migration is killed at each step that is written into a journal, and so are those that
-# recover; or the file system of a site, with the images and what drover writes, runs full there. After each: one side owns both disks, every write that was flushed and answered is there, nothing is left
+# recover; or the file system of a site, with the images and what drover writes, runs full there. The same when the first frame of each type has come
+# to the destination, and when it is applied and not answered. After each: one side owns both disks, every write that was flushed and answered is there, nothing is left
 # behind, and the next migration works.
-#   kill-matrix.sh [--all] [CASE...]     without --all: the steps around the switchover; CASE: STEP/VICTIM
+#   kill-matrix.sh [--all] [CASE...]     without --all: the steps around the switchover; CASE: STEP/VICTIM, or frame.TYPE/VICTIM
+#                                        and applied.TYPE/VICTIM
 # test: timeout=600 release
 # test: slow
 # shellcheck source=test/e2e/functions.sh
@@ -151,6 +153,47 @@ run_case() {
     printf '%-22s %-16s status %-3d owner %s\n' "$1" "$2" $status $owner
 }
 
+# A second client, so that there is a frame of each type.
+shaker=
+shake() {
+    while :; do
+        qemu-io -f raw -c "discard 1M 64k" -c "write -z 2M 64k" -c flush "nbd+unix:///?socket=$1" >/dev/null 2>&1 || true
+    done
+}
+
+stop_shaker() {
+    [[ -z $shaker ]] || { kill "$shaker" && wait "$shaker"; } 2>/dev/null || true
+    shaker=
+}
+on_exit stop_shaker
+
+# frame_case STEP VICTIM: STEP as MOMENT.TYPE. stall: the destination's process answers nobody for longer than it may.
+frame_case() {
+    is_wanted "$1/$2" || return 0
+    by_hand=no
+    new_vm
+    stop_at "$1"
+    shake "$tmp/a/run/$vm/data.sock" &
+    shaker=$!
+    "${migrate[@]}" --max-bandwidth 2M $vm b >out 2>err &
+    coordinator=$!
+    reached "$1"
+    if [[ $2 == stall ]]; then
+        kill -STOP "$(serves b)"
+    else
+        kill_victim "$2"
+    fi
+    go_on "$1"
+    if [[ $2 == stall ]]; then
+        sleep 75
+        kill -CONT "$(serves b)"
+    fi
+    end_of_coordinator
+    stop_shaker
+    check_all
+    printf '%-22s %-16s status %-3d owner %s\n' "$1" "$2" $status $owner
+}
+
 # recovery_case STEP RECOVERY-STEP VICTIM: the coordinator is killed at STEP, and then, at a step of the recovery, the
 # VICTIM. If that is the guardian, an operator is next.
 recovery_case() {
@@ -186,5 +229,28 @@ recoveries=(source.handover/source.cancel source.promote/destination.refuse sour
 for recovery in "${recoveries[@]}"; do
     for victim in guardian source; do
         recovery_case "${recovery%/*}" "${recovery#*/}" $victim
+    done
+done
+
+# Where it may open what it stops at.
+mkdir wrap
+cat >wrap/nbdkit <<SH
+#!/bin/bash
+for argument; do
+    shift
+    [[ \$argument == confine=yes ]] || set -- "\$@" "\$argument"
+done
+exec -a nbdkit $(command -v nbdkit) "\$@"
+SH
+chmod +x wrap/nbdkit
+PATH=$tmp/wrap:$PATH
+types=(handover)
+[[ $all == no ]] || types=(open write zero trim flush consistent handover)
+for type in "${types[@]}"; do
+    for moment in frame applied; do
+        for victim in coordinator agent source destination guardian; do
+            frame_case "$moment.$type" $victim
+        done
+        [[ $all == no || $type != handover ]] || frame_case "$moment.$type" stall
     done
 done

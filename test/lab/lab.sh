@@ -216,8 +216,9 @@ lab_has_acknowledged() { [ "$(lab_acknowledged "$2")" -ge "$1" ]; }
 lab_wait_acknowledged() {
   local name=${2:-client}
   local goal=$(($(lab_acknowledged "$name") + $1))
-  lab_wait 60 lab_has_acknowledged $goal "$name" ||
-    lab_fail "the guest does not get to record $goal within 60 s: $(cat "$LAB/$name.json")"
+  # After a link that was dead for long, TCP waits as long again before it tries.
+  lab_wait 180 lab_has_acknowledged $goal "$name" ||
+    lab_fail "the guest does not get to record $goal within 180 s: $(cat "$LAB/$name.json")"
 }
 
 lab_stop_client() {
