@@ -7,6 +7,7 @@
 #include <utility>
 
 #include <asio/buffer.hpp>
+#include <asio/post.hpp>
 #include <asio/write.hpp>
 
 #include <fcntl.h>
@@ -157,6 +158,13 @@ void RpcPeer::reply(const rpc::Json& id, Error error) {
 
 void RpcPeer::send(std::string line) {
     if (closed_) {
+        return;
+    }
+    if (queued_.size() + line.size() > max_queued_bytes) {
+        // By and by: the caller is in the midst of something.
+        asio::post(executor_, [self = shared_from_this()] {
+            self->close("it does not read what it is told");
+        });
         return;
     }
     queued_ += line;

@@ -19,6 +19,9 @@
 
 namespace drover {
 
+// For a peer that does not read; one for which more would have to be kept is closed.
+inline constexpr size_t max_queued_bytes = 16 << 20;
+
 class RpcPeer : public std::enable_shared_from_this<RpcPeer> {
 public:
     // Called on the executor; must not throw. on_request gets each request, in order, and

@@ -163,3 +163,20 @@ TEST_CASE("peer: a message larger than a socket's buffer arrives whole") {
     }
     CHECK(got > 700000);
 }
+
+TEST_CASE("peer: one that never reads is closed, and costs a bounded amount of memory") {
+    std::string reason;
+    Pair pair(RpcPeer::Events{{}, {}, [&](const std::string& why) { reason = why; }});
+    const Json params{{"text", std::string(max_queued_bytes / 16, 'x')}};
+    for (int i = 0; i < 10 && !pair.peer->closed(); ++i) {
+        pair.peer->notify("tell", params);
+        pair.context.poll();
+    }
+    CHECK_FALSE(pair.peer->closed());
+    for (int i = 0; i < 10 && !pair.peer->closed(); ++i) {
+        pair.peer->notify("tell", params);
+        pair.context.poll();
+    }
+    CHECK(pair.peer->closed());
+    CHECK(reason == "it does not read what it is told");
+}
