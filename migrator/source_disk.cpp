@@ -156,10 +156,21 @@ void SourceDisk::fail(const Error& error) {
 // --- what a switchover and a recovery ask for (sides.h)
 
 asio::awaitable<DiskStanding> SourceDisk::standing() {
-    Json none = Json::object();
-    const Json status = co_await call_aside("status", std::move(none), answer_patience);
-    keep_status(status);
-    co_return standing_of(status);
+    std::optional<Json> status;
+    try {
+        Json none = Json::object();
+        status = co_await call_aside("status", std::move(none), answer_patience);
+    } catch (const Error& error) {
+        if (error.kind() != ErrorKind::peer) {
+            throw;
+        }
+    }
+    if (!status) { // its process died while it was asked
+        Json none = Json::object();
+        status = co_await call_aside("status", std::move(none), answer_patience);
+    }
+    keep_status(*status);
+    co_return standing_of(*status);
 }
 
 asio::awaitable<DiskAtSource::Quiesced> SourceDisk::quiesce(bool hold, std::string token_hash) {

@@ -42,7 +42,7 @@ victim_pid() {
         destination) serves b ;;
     esac
 }
-role_at() { "$tmp/at" "$1" drover status "$vm" --json 2>/dev/null | jq -r "[.vms[0].disks[]?.record.role // empty] | unique | join(\"+\")"; }
+role_at() { { "$tmp/at" "$1" drover status "$vm" --json 2>/dev/null || true; } | jq -r "[.vms[0].disks[]?.record.role // empty] | unique | join(\"+\")"; }
 is_over() { tail -n 1 "$1/state/$vm/journal" | grep -q '"step":"over"'; }
 ours() { pgrep -f "$tmp.*$vm|$tmp.*agent" | while read -r pid; do [[ $(cut -d ' ' -f 3 "/proc/$pid/stat" 2>/dev/null) == [ZX] ]] || echo "$pid"; done; }
 none_but_disks() { # of the owner, and of the source, which may wait for its client
@@ -173,10 +173,13 @@ frame_case() {
     by_hand=no
     new_vm
     stop_at "$1"
+    # What the guest flushes has a frame of its own once the disk is copied.
+    [[ $1 != *.flush ]] || stop_at source.handover
     shake "$tmp/a/run/$vm/data.sock" &
     shaker=$!
     "${migrate[@]}" --max-bandwidth 2M $vm b >out 2>err &
     coordinator=$!
+    [[ $1 != *.flush ]] || reached source.handover
     reached "$1"
     if [[ $2 == stall ]]; then
         kill -STOP "$(serves b)"
@@ -184,6 +187,7 @@ frame_case() {
         kill_victim "$2"
     fi
     go_on "$1"
+    [[ $1 != *.flush ]] || go_on source.handover
     if [[ $2 == stall ]]; then
         sleep 75
         kill -CONT "$(serves b)"
