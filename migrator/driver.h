@@ -51,6 +51,8 @@ public:
     // Finds the running VM; everything else comes after it. Says what is wrong if it can't
     // be migrated as it is. `lost` is called from now on.
     virtual asio::awaitable<void> describe(HypervisorLost lost) = 0;
+    // After it: what does not keep the VM from being moved, and its operator should know before.
+    virtual std::vector<std::string> warnings() const { return {}; }
     // After it: what another process needs to put the VM back, for a journal.
     virtual nlohmann::json notes() const = 0;
     // Instead of describe(), with the notes of one that has died: false if the VM is not there any

@@ -108,6 +108,9 @@ asio::awaitable<void> Migration::check() {
         request_stop(Error(ErrorKind::state, what));
     };
     co_await hypervisor_->describe(std::move(lost));
+    for (const std::string& warning : hypervisor_->warnings()) {
+        say("warning", warning);
+    }
     co_await run_hook(
         "pre-check", vm_.hooks.pre_check, hook_environment(), patience(site_.timeouts.hook));
     if (!to_plain_server()) {

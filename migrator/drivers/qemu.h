@@ -22,6 +22,7 @@ public:
     ~QemuOutgoing() override;
 
     asio::awaitable<void> describe(HypervisorLost lost) override;
+    std::vector<std::string> warnings() const override { return warnings_; }
     nlohmann::json notes() const override;
     asio::awaitable<bool> reattach(nlohmann::json notes) override;
     bool has_memory() const override { return true; }
@@ -43,6 +44,7 @@ private:
     asio::awaitable<std::string> wait_status(std::vector<std::string> any, Deadline deadline);
     asio::awaitable<void> throw_if_failed();
     asio::awaitable<void> undo_leftover();
+    asio::awaitable<void> look_for_lost_writes();
     asio::awaitable<void> remember_settings();
     asio::awaitable<void> put_back_settings();
     asio::awaitable<void> stop_migration();
@@ -58,6 +60,7 @@ private:
     std::string run_state_ = "unknown";
     std::string status_; // of the migration, as the last event said
     std::string lost_reason_;
+    std::vector<std::string> warnings_;
     bool paused_by_operator_ = false;
     bool stopped_ = false; // STOP was seen, and not yet who did it
     bool started_ = false; // something is to be put back

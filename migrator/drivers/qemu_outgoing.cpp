@@ -92,9 +92,37 @@ asio::awaitable<void> QemuOutgoing::describe(HypervisorLost lost) {
     }
     paused_by_operator_ = run_state_ != "running";
     co_await remember_settings();
+    co_await look_for_lost_writes();
     lost_ = std::move(lost);
     if (!lost_reason_.empty()) {
         throw Error(ErrorKind::peer, lost_reason_);
+    }
+}
+
+// Where QEMU emulates the processor, before 9.0, reading whole words of its dirty bitmap leaves
+// the emulated TLB as it is, through which a guest then writes unseen ("physmem: Fix migration
+// dirty bitmap coherency with TCG memory access"). Memory that does not fill its last word goes
+// page by page, and is right.
+asio::awaitable<void> QemuOutgoing::look_for_lost_writes() {
+    constexpr int first_right = 9;
+    constexpr uint64_t bytes_of_a_word = 64 * 4096;
+    warnings_.clear();
+    Json none = Json::object();
+    const Json version = co_await qmp_->execute("query-version", none, command_patience);
+    const Json kvm = co_await qmp_->execute("query-kvm", none, command_patience);
+    const Json memory =
+        co_await qmp_->execute("query-memory-size-summary", std::move(none), command_patience);
+    const int major = version.value("qemu", Json::object()).value("major", 0);
+    const uint64_t size = memory.value("base-memory", uint64_t{0});
+    if (major < first_right && !kvm.value("enabled", true) && size % bytes_of_a_word == 0) {
+        warnings_.push_back(
+            fmt::format("QEMU {} without KVM loses track of some of what a guest writes while its "
+                        "memory is sent: {} may crash after the move. With KVM, QEMU {} or later, "
+                        "or memory that is no multiple of 256 KiB (-m {}K) it does not",
+                        major,
+                        vm_,
+                        first_right,
+                        size / 1024 + 8));
     }
 }
 
@@ -293,8 +321,8 @@ asio::awaitable<void> QemuOutgoing::command(std::string name) {
 // After a migration that has ended: the guest as it was before, its devices its own again.
 asio::awaitable<void> QemuOutgoing::put_back_guest(Deadline deadline) {
     // "completed" is announced a moment before the state in which `cont` is allowed; there is no
-    // event for that one. Should that take longer, over a dead link for one, what it may wait for is
-    // ended: the migration is not wanted any more.
+    // event for that one. Should that take longer, over a dead link for one, what it may wait for
+    // is ended: the migration is not wanted any more.
     Json none = Json::object();
     std::string state = "finish-migrate";
     const Deadline polite = Clock::now() + cancel_patience;

@@ -39,12 +39,18 @@ Task<> World::keep_served(Disk& disk) {
     }
 }
 
+// Not where it is known not to have run: such a disk holds its writes, and says so, until a
+// recovery has found out whose it is.
 std::optional<size_t> World::bootable() const {
+    const auto is_held = [](const Record& record) {
+        return record.stage == Stage::promoted && !record.may_have_run;
+    };
     for (size_t site = 0; site < sites; ++site) {
         const auto& disks = disks_[site];
         if (hosts[site].up && !hosts[site].disowned &&
-            std::all_of(disks.begin(), disks.end(), [](const auto& disk) {
-                return disk->plugin && disk->plugin->loaded() && may_write(disk->plugin->record());
+            std::all_of(disks.begin(), disks.end(), [&](const auto& disk) {
+                return disk->plugin && disk->plugin->loaded() &&
+                       may_write(disk->plugin->record()) && !is_held(disk->plugin->record());
             })) {
             return site;
         }
