@@ -41,7 +41,7 @@ public:
     DtlsSession& operator=(const DtlsSession&) = delete;
 
     // Goes on with the handshake, with what has come, or to repeat what was lost. True once it is
-    // done. Throws Error(peer) when it has failed, with Error(timeout) after 15 s.
+    // done. Throws Error(peer) when it has failed, with Error(timeout) after 8 s.
     bool handshake(Bytes datagram = {});
     uint64_t handshake_timer_ms() const; // when to call it again
 

@@ -3,6 +3,9 @@
 //
 //   flows serve PORT
 //   flows connect ADDRESS PORT COUNT [INTERVAL-MS [BULK]]
+//   flows noise ADDRESS PORT COUNT      so many UDP datagrams of random bytes, half of them with
+//   the
+//                                       header of a DTLS record
 //
 // The client opens COUNT connections that send a numbered message each INTERVAL-MS (default 1000)
 // and expect it back, and BULK (default 0) that carry a known sequence of bytes as fast as they
@@ -17,7 +20,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
-#include <memory>
+#include <random>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -416,6 +419,37 @@ private:
     Totals totals_;
 };
 
+// ---- noise
+
+int noise(const char* host, const char* port, size_t count) {
+    socklen_t size = 0;
+    const sockaddr_storage address = address_of(host, port, size);
+    const int fd = ::socket(address.ss_family, SOCK_DGRAM, 0);
+    std::mt19937_64 random(1);
+    for (size_t i = 0; i < count; ++i) {
+        std::vector<uint8_t> bytes(1 + random() % 1400);
+        for (uint8_t& byte : bytes) {
+            byte = static_cast<uint8_t>(random());
+        }
+        if (i % 2 == 0 && bytes.size() > 13) {
+            bytes[0] = static_cast<uint8_t>(20 + random() % 4);
+            bytes[1] = 0xfe;
+            bytes[2] = 0xfd;
+            bytes[11] = static_cast<uint8_t>((bytes.size() - 13) >> 8);
+            bytes[12] = static_cast<uint8_t>(bytes.size() - 13);
+        }
+        if (::sendto(fd,
+                     bytes.data(),
+                     bytes.size(),
+                     0,
+                     reinterpret_cast<const sockaddr*>(&address),
+                     size) < 0) {
+            die("sendto");
+        }
+    }
+    return 0;
+}
+
 } // namespace
 
 int main(int argc, char** argv) {
@@ -431,7 +465,11 @@ int main(int argc, char** argv) {
                       argc > 6 ? std::strtoul(argv[6], nullptr, 10) : 0)
             .run();
     }
+    if (verb == "noise" && argc == 5) {
+        return noise(argv[2], argv[3], std::strtoul(argv[4], nullptr, 10));
+    }
     std::fprintf(stderr,
-                 "usage: flows serve PORT | connect ADDRESS PORT COUNT [INTERVAL-MS [BULK]]\n");
+                 "usage: flows noise ADDRESS PORT COUNT | serve PORT | connect ADDRESS PORT COUNT "
+                 "[INTERVAL-MS [BULK]]\n");
     return 2;
 }
