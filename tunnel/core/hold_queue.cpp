@@ -19,7 +19,7 @@ void HoldQueue::push(Order order, Frame frame, uint64_t now_ms) {
         ++dropped_full_;
         return;
     }
-    if (held_.try_emplace(order, std::move(frame), now_ms).second) {
+    if (held_.try_emplace(order, Held{std::move(frame), now_ms}).second) {
         bytes_ += cost;
     }
 }
