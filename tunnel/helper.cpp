@@ -13,6 +13,7 @@
 
 #include <fmt/format.h>
 
+#include <fcntl.h>
 #include <linux/capability.h>
 #include <signal.h>
 #include <sys/prctl.h>
@@ -82,7 +83,18 @@ public:
     }
 
 private:
-    void record() { write_file_durably(files_.state, put_up_text(put_up_)); }
+    // Whole, whenever this process is killed; nothing that is put up outlives the machine, so
+    // nothing waits for a disk.
+    void record() {
+        const std::string text = put_up_text(put_up_), temporary = files_.state + ".tmp";
+        const UniqueFd fd(
+            ::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC, 0600));
+        if (!fd ||
+            ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()) ||
+            ::rename(temporary.c_str(), files_.state.c_str()) != 0) {
+            throw_errno(files_.state);
+        }
+    }
 
     void set_up() {
         record();

@@ -28,6 +28,7 @@
 #include <linux/tcp.h>
 #include <netdb.h>
 #include <netinet/in.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/resource.h>
@@ -265,24 +266,40 @@ public:
     }
 
 private:
+    void dial(Flow& flow) {
+        flow.fd = ::socket(address_.ss_family, SOCK_STREAM | SOCK_NONBLOCK, 0);
+        const int yes = 1;
+        ::setsockopt(flow.fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
+        if (::connect(flow.fd, reinterpret_cast<const sockaddr*>(&address_), size_) != 0 &&
+            errno != EINPROGRESS) {
+            die("connect");
+        }
+    }
+
+    void greet(Flow& flow) {
+        pollfd connected{flow.fd, POLLOUT, 0};
+        if (::poll(&connected, 1, 30'000) != 1 ||
+            ::send(flow.fd, &flow.kind, 1, MSG_NOSIGNAL) != 1) {
+            die("connect");
+        }
+        by_fd_[flow.fd] = &flow;
+        flow.open = true;
+        watch(epoll_, flow.fd, flow.kind == 'U' ? EPOLLOUT : EPOLLIN, true);
+    }
+
+    // A round trip for so many at once.
     void open_all() {
-        uint64_t start = now_ms();
-        for (size_t i = 0; i < flows_.size(); ++i) {
-            Flow& flow = flows_[i];
-            flow.fd = ::socket(address_.ss_family, SOCK_STREAM, 0);
-            const int yes = 1;
-            ::setsockopt(flow.fd, IPPROTO_TCP, TCP_NODELAY, &yes, sizeof yes);
-            if (::connect(flow.fd, reinterpret_cast<const sockaddr*>(&address_), size_) != 0) {
-                die("connect");
+        constexpr size_t batch = 256;
+        const uint64_t start = now_ms();
+        for (size_t first = 0; first < flows_.size(); first += batch) {
+            const size_t end = std::min(first + batch, flows_.size());
+            for (size_t i = first; i < end; ++i) {
+                dial(flows_[i]);
             }
-            if (::send(flow.fd, &flow.kind, 1, MSG_NOSIGNAL) != 1) {
-                die("send");
+            for (size_t i = first; i < end; ++i) {
+                greet(flows_[i]);
+                flows_[i].next_ms = start + interval_ * i / flows_.size(); // spread evenly
             }
-            by_fd_[flow.fd] = &flow;
-            flow.open = true;
-            flow.heard_ms = now_ms();
-            flow.next_ms = start + interval_ * i / flows_.size(); // spread evenly
-            watch(epoll_, flow.fd, flow.kind == 'U' ? EPOLLOUT : EPOLLIN, true);
         }
         const uint64_t now = now_ms();
         for (Flow& flow : flows_) {
