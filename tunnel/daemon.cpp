@@ -205,14 +205,14 @@ private:
     }
 
     void watch_link() {
-        const Link::Status status = link_->status();
-        if (status.up != was_up_) {
-            was_up_ = status.up;
-            log(status.up ? fmt::format("the link to {} is up, {}", status.peer, status.cipher)
-                          : "the link is down");
+        if (link_->up() != was_up_) {
+            was_up_ = link_->up();
+            const Link::Status status = link_->status();
+            log(was_up_ ? fmt::format("the link to {} is up, {}", status.peer, status.cipher)
+                        : "the link is down");
         }
-        if (status.error != last_error_) {
-            last_error_ = status.error;
+        if (link_->error() != last_error_) {
+            last_error_ = link_->error();
             if (!last_error_.empty()) {
                 log(last_error_);
             }

@@ -66,9 +66,12 @@ public:
     // In the next pings; the first goes out at once.
     void set_phase(Phase phase, uint64_t now_ms);
 
+    // Of the last attempt; "" since the link came up.
+    const std::string& error() const { return error_; }
+
     struct Status {
         bool up = false;
-        std::string error; // of the last attempt; "" since the link came up
+        std::string error;
         std::string peer, cipher;
         size_t datagram_size = 0;
         std::optional<uint64_t> round_trip_us;
