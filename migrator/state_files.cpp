@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/state_files.h"
 
+#include "common/sealed_json.h"
 #include "common/secrets.h"
 
 #include <ctime>
@@ -15,7 +16,6 @@ constexpr std::string_view journal_magic = "drover-journal";
 constexpr uint64_t journal_format = 1;
 constexpr std::string_view lock_magic = "drover-lock ";
 constexpr std::string_view lock_format = "1";
-constexpr size_t checksum_digits = 32;
 constexpr std::string_view disk_magic = "drover-disk";
 constexpr std::string_view report_magic = "drover-report";
 constexpr uint64_t object_format = 1; // of these two
@@ -57,29 +57,6 @@ constexpr std::string_view vm_format = "1";
 std::string other_format(const std::string& found, std::string_view known) {
     return fmt::format(
         "of format {}, this drover knows format {}: use the drover that wrote it", found, known);
-}
-
-std::string checksum_of(std::string_view text) {
-    return sha256_hex(text).substr(0, checksum_digits);
-}
-
-// CHECKSUM, a blank, a JSON object.
-std::string sealed(const Json& json) {
-    const std::string text = json.dump(-1, ' ', false, Json::error_handler_t::replace);
-    return checksum_of(text) + " " + text + "\n";
-}
-
-// Without its newline.
-std::optional<Json> unsealed(std::string_view line) {
-    if (line.size() <= checksum_digits || line[checksum_digits] != ' ') {
-        return std::nullopt;
-    }
-    const std::string_view text = line.substr(checksum_digits + 1);
-    if (checksum_of(text) != line.substr(0, checksum_digits)) {
-        return std::nullopt;
-    }
-    Json json = Json::parse(text, nullptr, false);
-    return json.is_object() ? std::optional(std::move(json)) : std::nullopt;
 }
 
 bool is_number(std::string_view text) {

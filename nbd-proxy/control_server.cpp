@@ -4,57 +4,20 @@
 #include "common/error.h"
 #include "common/json_rpc.h"
 #include "common/privilege.h"
+#include "common/unix_socket.h"
 
 #include <chrono>
 
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/un.h>
+#include <unistd.h>
 
 namespace drover {
 namespace {
 
 constexpr size_t most_connections = 64;
 constexpr uint64_t least_interval_ms = 20, default_interval_ms = 500;
-
-sockaddr_un address_of(const std::string& path) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("{}: the path of a socket has at most {} bytes",
-                                path,
-                                sizeof address.sun_path - 1));
-    }
-    path.copy(address.sun_path, path.size());
-    return address;
-}
-
-bool somebody_listens(const sockaddr_un& address) {
-    const UniqueFd probe(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    return ::connect(probe.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0;
-}
-
-UniqueFd listen_on(const std::string& path) {
-    const sockaddr_un address = address_of(path);
-    UniqueFd listener(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (somebody_listens(address)) {
-        throw Error(ErrorKind::state,
-                    fmt::format("{}: another process serves this control socket", path));
-    }
-    ::unlink(path.c_str());
-    // From its first moment nobody else may connect.
-    const mode_t before = ::umask(0177);
-    const int bound =
-        ::bind(listener.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
-    ::umask(before);
-    if (bound < 0 || ::listen(listener.get(), 16) < 0) {
-        throw_errno(path);
-    }
-    return listener;
-}
 
 } // namespace
 
@@ -163,7 +126,7 @@ private:
 };
 
 ControlServer::ControlServer(Engine& engine, std::string path, std::function<void()> exit)
-    : engine_(engine), path_(std::move(path)), exit_(std::move(exit)), listener_(listen_on(path_)),
+    : engine_(engine), path_(std::move(path)), exit_(std::move(exit)), listener_(listen_unix(path_)),
       stop_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
     thread_ = std::thread([this] { accept_all(); });
     engine_.on_change([this] { // last: it must not outlive us where a thread cannot be had

@@ -20,20 +20,27 @@ missing() {
     done
 }
 
-drover --help | sed -n '/^Subcommands:/,$ s/^  \([a-z]\+\) .*/\1/p' >commands
-[[ $(wc -l <commands) -ge 8 ]] || fail "drover --help lists no commands"
-while read -r command; do
-    grep -q "^=head2 $command\$" "$docs/drover.1.pod" || fail "drover.1 has no section '$command'"
-    sed -n "/^=head2 $command\$/,/^=head2/p" "$docs/drover.1.pod" >section
-    drover "$command" --help | grep -oE '^  (-[a-z],)?--[a-z-]+' | grep -oE -- '--[a-z-]+' | grep -vx -- --help >options || true
-    # shellcheck disable=SC2046 # a word each
-    lacks=$(missing section $(cat options))
-    [[ -z $lacks ]] || fail "drover.1, section $command, lacks: $lacks"
-    # And the other way round.
-    for option in $(grep -oE '^=item B<--[a-z-]+' section | grep -oE -- '--[a-z-]+' || true); do
-        grep -qx -- "$option" options || fail "drover.1 tells of $command $option, which is not there"
-    done
-done <commands
+# check_commands PROGRAM PAGE LEAST: the page has a section for each command (LEAST or more), which tells of each of
+# its options, and of no other.
+check_commands() {
+    local program=$1 page=$2 name command lacks option
+    name=$(basename "$page" .pod)
+    "$program" --help | sed -n '/^Subcommands:/,$ s/^  \([a-z]\+\) .*/\1/p' >commands
+    [[ $(wc -l <commands) -ge $3 ]] || fail "$program --help lists no commands"
+    while read -r command; do
+        grep -q "^=head2 $command\$" "$page" || fail "$name has no section '$command'"
+        sed -n "/^=head2 $command\$/,/^=head2/p" "$page" >section
+        "$program" "$command" --help | grep -oE '^  (-[a-z],)?--[a-z-]+' | grep -oE -- '--[a-z-]+' | grep -vx -- --help >options || true
+        # shellcheck disable=SC2046 # a word each
+        lacks=$(missing section $(cat options))
+        [[ -z $lacks ]] || fail "$name, section $command, lacks: $lacks"
+        for option in $(grep -oE '^=item B<--[a-z-]+' section | grep -oE -- '--[a-z-]+' || true); do
+            grep -qx -- "$option" options || fail "$name tells of $command $option, which is not there"
+        done
+    done <commands
+}
+check_commands drover "$docs/drover.1.pod" 8
+check_commands "$DROVER_BUILD/tunnel/drover-tunnel" "$docs/drover-tunnel.1.pod" 8
 
 nbdkit "$DROVER_PLUGIN" --help >plugin-help
 sed -n 's/^\([a-z-]\+\)=.*/\1/p; s/^\[file=\].*/file/p' plugin-help | grep -vx debug >parameters

@@ -1,0 +1,111 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "tunnel/core/address_filter.h"
+
+#include <algorithm>
+
+#include <fmt/format.h>
+
+namespace drover::tunnel {
+namespace {
+
+constexpr uint8_t nd_router_solicit = 133, nd_redirect = 137;
+
+bool is_nd(const IpPacket& ip) {
+    return ip.protocol == ip_icmpv6 && ip.source.version == 6 &&
+           ip.icmp_type >= nd_router_solicit && ip.icmp_type <= nd_redirect;
+}
+
+} // namespace
+
+bool Nic::has_address(const Ip& ip) const {
+    return std::any_of(addresses.begin(), addresses.end(), [&](const Prefix& prefix) {
+        return prefix.address == ip;
+    });
+}
+
+bool Nic::is_neighbour(const Ip& ip) const {
+    return std::find(gateways.begin(), gateways.end(), ip) != gateways.end() ||
+           (!has_address(ip) &&
+            std::any_of(addresses.begin(), addresses.end(), [&](const Prefix& prefix) {
+                return prefix.covers(ip);
+            }));
+}
+
+std::string identity_of(const Nic& nic) {
+    std::vector<std::string> parts;
+    for (const Prefix& prefix : nic.addresses) {
+        parts.push_back("address " + to_text(prefix));
+    }
+    for (const Ip& gateway : nic.gateways) {
+        parts.push_back("gateway " + to_text(gateway));
+    }
+    std::sort(parts.begin(), parts.end());
+    return fmt::format("mac {} {}", to_text(nic.mac), fmt::join(parts, " "));
+}
+
+bool AddressFilter::from_vm(const Parsed& frame) const {
+    if (frame.source != nic_.mac) {
+        return false;
+    }
+    if (frame.arp) {
+        const ArpPacket& arp = *frame.arp;
+        const bool probe =
+            arp.operation == 1 && arp.sender.is_unspecified() && nic_.has_address(arp.target);
+        return arp.sender_mac == nic_.mac && (nic_.has_address(arp.sender) || probe);
+    }
+    if (!frame.ip) {
+        return false;
+    }
+    return is_nd(*frame.ip) ? nd_from_vm(*frame.ip) : nic_.has_address(frame.ip->source);
+}
+
+bool AddressFilter::nd_from_vm(const IpPacket& ip) const {
+    if (!ip.nd_target) {
+        return false;
+    }
+    if (ip.icmp_type == nd_advert) {
+        return nic_.has_address(*ip.nd_target) &&
+               (nic_.has_address(ip.source) || ip.source.is_link_local());
+    }
+    if (ip.source.is_unspecified()) { // duplicate address detection
+        return nic_.has_address(*ip.nd_target);
+    }
+    return (nic_.has_address(ip.source) || ip.source.is_link_local()) &&
+           nic_.is_neighbour(*ip.nd_target);
+}
+
+bool AddressFilter::to_vm(const Parsed& frame) const {
+    if (frame.source == nic_.mac || frame.source.is_group() ||
+        (frame.destination != nic_.mac && !frame.destination.is_group())) {
+        return false;
+    }
+    if (frame.arp) {
+        const ArpPacket& arp = *frame.arp;
+        const bool told_to_all = arp.sender == arp.target;
+        return !nic_.has_address(arp.sender) && arp.sender_mac != nic_.mac &&
+               (nic_.has_address(arp.target) || (told_to_all && nic_.is_neighbour(arp.sender)));
+    }
+    if (!frame.ip || nic_.has_address(frame.ip->source)) {
+        return false;
+    }
+    if (is_nd(*frame.ip)) {
+        return nd_to_vm(*frame.ip);
+    }
+    return frame.destination == nic_.mac && nic_.has_address(frame.ip->destination);
+}
+
+bool AddressFilter::nd_to_vm(const IpPacket& ip) const {
+    switch (ip.icmp_type) {
+    case nd_solicit:
+        return ip.nd_target && nic_.has_address(*ip.nd_target);
+    case nd_advert:
+        return ip.nd_target && nic_.is_neighbour(*ip.nd_target);
+    case nd_router_advert:
+        return std::find(nic_.gateways.begin(), nic_.gateways.end(), ip.source) !=
+               nic_.gateways.end();
+    default:
+        return false;
+    }
+}
+
+} // namespace drover::tunnel

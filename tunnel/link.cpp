@@ -1,0 +1,439 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "tunnel/link.h"
+
+#include "common/error.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+
+#include <netdb.h>
+#include <netinet/in.h>
+
+namespace drover::tunnel {
+namespace {
+
+constexpr uint64_t ping_every_ms = 500;
+constexpr uint64_t dead_after_ms = 4000;  // without a sign of the peer
+constexpr uint64_t dial_every_ms = 1000;  // after a failure
+constexpr uint64_t overlap_ms = 3000;     // of a session with the one that replaces it
+constexpr uint64_t introduce_ms = 10'000; // from the start of a session to its first ping
+constexpr size_t most_strangers = 8, most_pings = 8, receive_batch = 64;
+constexpr size_t largest_udp = 65536;
+constexpr int socket_buffer = 4 << 20;
+
+uint64_t clock_us() {
+    return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
+                                     std::chrono::steady_clock::now().time_since_epoch())
+                                     .count());
+}
+
+size_t largest_datagram(const SocketAddress& peer) {
+    const auto* const v6 = reinterpret_cast<const sockaddr_in6*>(&peer.storage);
+    const bool inside_v4 =
+        peer.storage.ss_family == AF_INET || IN6_IS_ADDR_V4MAPPED(&v6->sin6_addr);
+    return 1500 - (inside_v4 ? 20 : 40) - 8;
+}
+
+// DF is set and the kernel's own idea of the path's MTU is not asked: PathMtu finds it.
+void set_options(int fd, int family) {
+    const auto set = [&](int level, int name, int value) {
+        ::setsockopt(fd, level, name, &value, sizeof value);
+    };
+    set(IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE);
+    if (family == AF_INET6) {
+        set(IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE);
+    }
+    set(SOL_SOCKET, SO_RCVBUF, socket_buffer);
+    set(SOL_SOCKET, SO_SNDBUF, socket_buffer);
+}
+
+UniqueFd udp_socket(int family) {
+    UniqueFd fd(::socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!fd) {
+        throw_errno("a UDP socket");
+    }
+    set_options(fd.get(), family);
+    return fd;
+}
+
+UniqueFd listen_on(const SocketAddress& address) {
+    UniqueFd fd = udp_socket(address.storage.ss_family);
+    if (address.storage.ss_family == AF_INET6) {
+        const int both = 0;
+        ::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &both, sizeof both);
+    }
+    if (::bind(fd.get(), address.get(), address.size) != 0) {
+        throw_errno("--listen");
+    }
+    return fd;
+}
+
+std::string text_of(const SocketAddress& address) {
+    char host[NI_MAXHOST] = "", port[NI_MAXSERV] = "";
+    ::getnameinfo(address.get(),
+                  address.size,
+                  host,
+                  sizeof host,
+                  port,
+                  sizeof port,
+                  NI_NUMERICHOST | NI_NUMERICSERV);
+    return std::strchr(host, ':') != nullptr ? fmt::format("[{}]:{}", host, port)
+                                             : fmt::format("{}:{}", host, port);
+}
+
+} // namespace
+
+bool SocketAddress::operator==(const SocketAddress& other) const {
+    return size == other.size && std::memcmp(&storage, &other.storage, size) == 0;
+}
+
+SocketAddress parse_socket_address(const std::string& text) {
+    const size_t colon = text.rfind(':');
+    std::string host = text.substr(0, colon);
+    if (colon != std::string::npos) {
+        if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
+            host = host.substr(1, host.size() - 2);
+        } else if (host.find(':') != std::string::npos) {
+            host.clear(); // IPv6 without its brackets
+        }
+    }
+    addrinfo hints{};
+    hints.ai_socktype = SOCK_DGRAM;
+    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
+    addrinfo* found = nullptr;
+    const bool any = host == "*";
+    if (colon == std::string::npos || host.empty() ||
+        ::getaddrinfo(any ? "::" : host.c_str(), text.c_str() + colon + 1, &hints, &found) != 0) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("'{}' is not ADDRESS:PORT, with an address in numbers, one of IPv6 "
+                                "in brackets",
+                                text));
+    }
+    SocketAddress address;
+    std::memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
+    address.size = found->ai_addrlen;
+    ::freeaddrinfo(found);
+    return address;
+}
+
+Link::Link(LinkOptions options, Events events, uint64_t now_ms)
+    : options_(std::move(options)), events_(std::move(events)), buffer_(largest_udp) {
+    if (options_.dials) {
+        dial(now_ms);
+    } else {
+        listener_ = listen_on(options_.address);
+    }
+}
+
+Link::~Link() {
+    if (current_ && current_->trusted) {
+        current_->dtls->bye();
+    }
+}
+
+void Link::post(int fd, const SocketAddress* peer, Bytes datagram) const {
+    // Full buffers, unreachable hosts, too large for the interface: lost, as on the way.
+    ::sendto(fd,
+             datagram.data(),
+             datagram.size(),
+             MSG_DONTWAIT | MSG_NOSIGNAL,
+             peer != nullptr ? peer->get() : nullptr,
+             peer != nullptr ? peer->size : 0);
+}
+
+DtlsSession::Push Link::push_to(const Session& session) const {
+    if (session.socket) {
+        return [this, fd = session.socket.get()](Bytes datagram) { post(fd, nullptr, datagram); };
+    }
+    return [this, peer = session.peer](Bytes datagram) { post(listener_.get(), &peer, datagram); };
+}
+
+Link::SessionPtr Link::make_session(const SocketAddress& peer, UniqueFd socket, uint64_t now_ms) {
+    auto session = std::make_unique<Session>();
+    session->number = ++last_number_;
+    session->peer = peer;
+    session->socket = std::move(socket);
+    session->started_ms = session->heard_ms = session->retry_ms = now_ms;
+    session->mtu = PathMtu(largest_datagram(peer));
+    return session;
+}
+
+void Link::dial(uint64_t now_ms) {
+    dial_again_ms_ = now_ms + dial_every_ms;
+    UniqueFd socket = udp_socket(options_.address.storage.ss_family);
+    if (::connect(socket.get(), options_.address.get(), options_.address.size) != 0) {
+        error_ = fmt::format("{}: {}", text_of(options_.address), std::strerror(errno));
+        return;
+    }
+    SessionPtr session = make_session(options_.address, std::move(socket), now_ms);
+    session->dtls = std::make_unique<DtlsSession>(
+        options_.psk, nullptr, largest_datagram(session->peer), push_to(*session));
+    others_.push_back(std::move(session));
+    shake(*others_.back(), {}, now_ms);
+}
+
+Link::Session* Link::find(const SocketAddress& peer) {
+    if (current_ && current_->peer == peer) {
+        return current_.get();
+    }
+    for (const SessionPtr& session : others_) {
+        if (session->peer == peer) {
+            return session.get();
+        }
+    }
+    return nullptr;
+}
+
+void Link::add_polls(std::vector<pollfd>& polls) const {
+    if (listener_) {
+        polls.push_back({listener_.get(), POLLIN, 0});
+        return;
+    }
+    if (current_) {
+        polls.push_back({current_->socket.get(), POLLIN, 0});
+    }
+    for (const SessionPtr& session : others_) {
+        polls.push_back({session->socket.get(), POLLIN, 0});
+    }
+}
+
+void Link::readable(int fd, uint64_t now_ms) {
+    for (size_t i = 0; i < receive_batch; ++i) {
+        SocketAddress peer;
+        peer.size = sizeof peer.storage;
+        const ssize_t size = ::recvfrom(fd,
+                                        buffer_.data(),
+                                        buffer_.size(),
+                                        MSG_DONTWAIT,
+                                        reinterpret_cast<sockaddr*>(&peer.storage),
+                                        &peer.size);
+        if (size < 0) {
+            break; // nothing more, or an ICMP error, of which no account is taken
+        }
+        const Bytes datagram(buffer_.data(), static_cast<size_t>(size));
+        if (datagram.empty()) {
+            continue;
+        }
+        Session* session = nullptr;
+        if (listener_) {
+            session = find(peer);
+        } else if (current_ && current_->socket.get() == fd) {
+            session = current_.get();
+        } else {
+            const auto found = std::find_if(others_.begin(), others_.end(), [&](const auto& each) {
+                return each->socket.get() == fd;
+            });
+            session = found != others_.end() ? found->get() : nullptr;
+        }
+        if (session != nullptr && !session->ended) {
+            take(*session, datagram, now_ms);
+        } else if (listener_) {
+            from_stranger(peer, datagram, now_ms);
+        }
+    }
+    forget_ended(now_ms);
+}
+
+void Link::from_stranger(const SocketAddress& peer, Bytes datagram, uint64_t now_ms) {
+    const DtlsSession::Push answer = [&](Bytes bytes) { post(listener_.get(), &peer, bytes); };
+    const auto prestate = cookies_.admit(peer.bytes(), datagram, answer);
+    if (!prestate) {
+        return;
+    }
+    const auto in_handshake = std::count_if(
+        others_.begin(), others_.end(), [](const SessionPtr& each) { return !each->trusted; });
+    if (static_cast<size_t>(in_handshake) >= most_strangers) {
+        return; // they have time-outs
+    }
+    SessionPtr session = make_session(peer, UniqueFd(), now_ms);
+    session->dtls = std::make_unique<DtlsSession>(
+        options_.psk, &*prestate, largest_datagram(peer), push_to(*session));
+    others_.push_back(std::move(session));
+    take(*others_.back(), datagram, now_ms);
+}
+
+void Link::take(Session& session, Bytes datagram, uint64_t now_ms) {
+    if (!session.shaken) {
+        shake(session, datagram, now_ms);
+        return;
+    }
+    const bool goes_on = session.dtls->receive(datagram, [&](Bytes bytes, uint64_t number) {
+        take_record(session, bytes, number, now_ms);
+    });
+    if (!goes_on) {
+        session.ended = true;
+    }
+}
+
+void Link::shake(Session& session, Bytes datagram, uint64_t now_ms) {
+    try {
+        session.shaken = session.dtls->handshake(datagram);
+    } catch (const Error& error) {
+        error_ = fmt::format("{}: {}", text_of(session.peer), error.what());
+        session.ended = true;
+        return;
+    }
+    if (!session.shaken) {
+        session.retry_ms = now_ms + session.dtls->handshake_timer_ms();
+        return;
+    }
+    session.heard_ms = now_ms;
+    session.next_ping_ms = now_ms;
+    send_ping(session, 0, now_ms);
+}
+
+void Link::take_record(Session& session, Bytes bytes, uint64_t number, uint64_t now_ms) {
+    const auto record = parse_record(bytes);
+    if (!record) {
+        return;
+    }
+    session.heard_ms = now_ms;
+    if (const auto* const ping = std::get_if<Ping>(&*record)) {
+        take_ping(session, *ping, now_ms);
+    } else if (session.trusted) {
+        events_.record(*record, {session.number, number});
+    }
+}
+
+void Link::take_ping(Session& session, const Ping& ping, uint64_t now_ms) {
+    if (ping.identity != options_.identity) {
+        error_ = fmt::format("{}: the other end was told of another MAC, address or gateway",
+                             text_of(session.peer));
+        session.ended = true;
+        return;
+    }
+    if (!session.trusted) {
+        trust(session, now_ms);
+    }
+    if (!ping.answer) {
+        const Ping answer{true, phase_, ping.id, options_.identity};
+        session.dtls->send(ping_record(answer));
+    } else {
+        const auto sent = std::find_if(session.pings.begin(),
+                                       session.pings.end(),
+                                       [&](const auto& each) { return each.id == ping.id; });
+        if (sent != session.pings.end()) {
+            session.mtu.answered(sent->size, now_ms);
+            const uint64_t took = clock_us() - sent->at_us;
+            // As TCP smooths it.
+            round_trip_us_ = round_trip_us_ ? (*round_trip_us_ * 7 + took) / 8 : took;
+            session.pings.erase(sent);
+        }
+    }
+    if (&session == current_.get()) {
+        alive_ = true;
+        error_.clear();
+        events_.peer_phase(ping.phase);
+    }
+}
+
+// The newest session whose peer has shown that it is there replaces the others, which are still
+// listened to for what is on its way.
+void Link::trust(Session& session, uint64_t now_ms) {
+    session.trusted = true;
+    if (current_ && current_->number > session.number) {
+        session.leaves_ms = now_ms + overlap_ms;
+        return;
+    }
+    const auto self = std::find_if(
+        others_.begin(), others_.end(), [&](const auto& each) { return each.get() == &session; });
+    std::swap(current_, *self);
+    if (*self) {
+        (*self)->leaves_ms = now_ms + overlap_ms;
+    } else {
+        others_.erase(self);
+    }
+}
+
+// datagram: its whole size; 0: as small as can be.
+void Link::send_ping(Session& session, size_t datagram, uint64_t now_ms) {
+    const size_t overhead = session.dtls->overhead();
+    const size_t record = datagram > overhead + ping_size ? datagram - overhead : ping_size;
+    const Ping ping{false, phase_, ++last_ping_, options_.identity};
+    if (session.pings.size() == most_pings) {
+        session.pings.pop_front();
+    }
+    session.pings.push_back({ping.id, record + overhead, clock_us()});
+    session.next_ping_ms = now_ms + ping_every_ms;
+    session.dtls->send(ping_record(ping, record));
+}
+
+void Link::forget_ended(uint64_t now_ms) {
+    std::erase_if(others_, [&](const SessionPtr& session) {
+        return session->ended || (session->leaves_ms != 0 && now_ms >= session->leaves_ms);
+    });
+    if (current_ && current_->ended) {
+        current_.reset();
+        alive_ = false;
+    }
+}
+
+uint64_t Link::tick(uint64_t now_ms) {
+    for (size_t i = 0; i < others_.size(); ++i) {
+        Session& session = *others_[i];
+        if (!session.shaken && now_ms >= session.retry_ms) {
+            shake(session, {}, now_ms);
+        } else if (session.shaken && !session.trusted && now_ms >= session.next_ping_ms) {
+            send_ping(session, 0, now_ms);
+        }
+        if (!session.trusted && now_ms >= session.started_ms + introduce_ms) {
+            session.ended = true;
+        }
+    }
+    if (current_) {
+        Session& session = *current_;
+        if (alive_) { // probes that nobody could answer say nothing of their size
+            if (const auto size = session.mtu.probe(now_ms)) {
+                send_ping(session, *size, now_ms);
+            }
+        }
+        if (now_ms >= session.next_ping_ms) {
+            send_ping(session, 0, now_ms);
+        }
+        if (alive_ && now_ms >= session.heard_ms + dead_after_ms) {
+            alive_ = false;
+            error_ = fmt::format("{} does not answer", text_of(session.peer));
+        }
+    }
+    if (options_.dials && now_ms >= dial_again_ms_ && others_.empty() &&
+        (!current_ || !alive_ || now_ms >= current_->started_ms + options_.rekey_ms)) {
+        dial(now_ms);
+    }
+    forget_ended(now_ms);
+    return 100;
+}
+
+size_t Link::room() const {
+    return current_ ? current_->mtu.size() - current_->dtls->overhead() : 0;
+}
+
+void Link::send(Bytes record) {
+    if (current_) {
+        current_->dtls->send(record);
+    }
+}
+
+void Link::set_phase(Phase phase, uint64_t now_ms) {
+    phase_ = phase;
+    if (current_) {
+        send_ping(*current_, 0, now_ms);
+    }
+}
+
+Link::Status Link::status() const {
+    Status status;
+    status.up = up();
+    status.error = error_;
+    status.sessions = last_number_;
+    if (current_) {
+        status.peer = text_of(current_->peer);
+        status.cipher = current_->dtls->cipher();
+        status.datagram_size = current_->mtu.size();
+        status.discarded = current_->dtls->discarded();
+        status.round_trip_us = round_trip_us_;
+    }
+    return status;
+}
+
+} // namespace drover::tunnel
