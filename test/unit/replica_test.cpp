@@ -182,8 +182,9 @@ TEST_CASE("replica: FUA and flush mean that everything before is on disk") {
 TEST_CASE("replica: a session ends what waits in the one before, and state waits for its workers") {
     Fixture f;
     f.open_session();
+    const FrameHeader ahead = f.header(5, 1, 4);
     auto waiting = std::async(std::launch::async, [&] {
-        return errno_of([&] { f.send(f.header(5, 1, 4), {{OpType::write, {0, 10}}}); });
+        return errno_of([&] { f.send(ahead, {{OpType::write, {0, 10}}}); });
     });
     f.image.block();
     FrameHeader slow = f.header(1, 1, 0);
