@@ -363,6 +363,7 @@ private:
 } // namespace
 
 void run_daemon(DaemonOptions options) {
+    ::signal(SIGPIPE, SIG_IGN); // whoever reads what is logged may go
     Daemon(std::move(options)).run();
 }
 

@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <utility>
 
 #include <fmt/format.h>
 
@@ -109,12 +110,18 @@ private:
         }
     }
 
+    // Recorded before it is done; where it can't be, nothing is changed.
     void turn(bool over) {
-        if (put_up_.role == Role::home) {
-            over ? network_.pin_mac(device_, mac_) : network_.unpin_mac(device_, mac_);
+        const bool before = std::exchange(put_up_.switched, over);
+        try {
+            record();
+            if (put_up_.role == Role::home) {
+                over ? network_.pin_mac(device_, mac_) : network_.unpin_mac(device_, mac_);
+            }
+        } catch (...) {
+            put_up_.switched = before;
+            throw;
         }
-        put_up_.switched = over;
-        record();
     }
 
     void take_down() {

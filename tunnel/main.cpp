@@ -21,7 +21,7 @@ constexpr int exit_failed = 1, exit_usage = 2;
 
 // What home and away are told, as text.
 struct Arguments {
-    std::string name, at, address, mac, keep = "until-idle", keep_at_least = "0";
+    std::string name, at, address, mac, keep = "until-idle", keep_at_least = "2h";
     std::vector<std::string> addresses, gateways;
     std::string psk_file, user = "nobody", hold_age = "60";
     int psk_fd = -1;
