@@ -9,8 +9,11 @@
 
 namespace drover {
 
-// Close-on-exec, blocking. Throws Error(usage) if the path is too long for a socket, Error(io) with
-// the errno if nobody listens there.
+// Throws Error(usage) for a path that does not fit a socket's address.
+void check_socket_path(const std::string& path);
+// Close-on-exec, blocking. Throws Error(usage) as above, Error(timeout) where somebody listens and
+// takes no connection for 5 s, Error(io) with the errno: ENOENT and ECONNREFUSED mean that nobody
+// is there.
 UniqueFd connect_unix(const std::string& path);
 // Throws Error(usage) as above.
 bool somebody_listens(const std::string& path);

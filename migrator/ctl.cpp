@@ -83,26 +83,6 @@ std::string socket_path(const std::string& given) {
 
 } // namespace
 
-void throw_long_path(const std::string& path) {
-    throw Error(ErrorKind::usage,
-                fmt::format("{}: too long for a socket: set DROVER_RUN to a shorter path", path));
-}
-
-UniqueFd connect_unix(const std::string& path) {
-    sockaddr_un address{};
-    address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) {
-        throw_long_path(path);
-    }
-    path.copy(address.sun_path, path.size());
-    UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-    if (!fd ||
-        ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {
-        throw_errno(path);
-    }
-    return fd;
-}
-
 ControlClient::ControlClient(const std::string& path) : path_(path), fd_(connect_unix(path)) {}
 
 Json ControlClient::call(const std::string& method,

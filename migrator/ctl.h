@@ -4,7 +4,7 @@
 #pragma once
 
 #include "common/json_rpc.h"
-#include "common/unique_fd.h"
+#include "common/unix_socket.h"
 
 #include <chrono>
 #include <optional>
@@ -40,12 +40,6 @@ private:
     rpc::LineBuffer lines_;
     uint64_t last_id_ = 0;
 };
-
-// For a path that does not fit a socket's address: Error(usage).
-[[noreturn]] void throw_long_path(const std::string& path);
-
-// Connects a unix socket. Throws Error(io).
-UniqueFd connect_unix(const std::string& path);
 
 // `drover ctl`: SOCKET is a path, or VM/DISK. Prints the result, for `subscribe` each
 // notification as well until the far side closes. Returns the exit status; throws Error.

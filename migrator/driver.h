@@ -78,7 +78,8 @@ public:
     // nothing any more. That the other end has it all is for the other end to say.
     virtual asio::awaitable<void> finish_memory(milliseconds patience) = 0;
     // Whatever the stage, and after any error: the guest goes on here as it did before. Never
-    // after the first fence. Nothing to do where nothing was started.
+    // after the first fence. Nothing to do where nothing was started. Error(refused): nothing is
+    // left of the migration, and the guest does not run for another reason.
     virtual asio::awaitable<void> cancel(milliseconds patience) = 0;
     // The VM has moved: ends what is left of it here.
     virtual asio::awaitable<void> destroy_source(milliseconds patience) = 0;

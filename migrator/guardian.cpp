@@ -134,8 +134,8 @@ int run_guardian(const SiteConfig& site, const std::string& vm_path) {
         const auto result = recover_if_free(site, vm, migration, "guardian");
         if (result) {
             log_result(*result);
-            const bool decided = result->verdict != Verdict::undecided;
-            if (!result->owed || (decided && Clock::now() > clean_up_end)) {
+            const bool only_clean_up = result->verdict != Verdict::undecided && !result->stuck;
+            if (!result->owed || (only_clean_up && Clock::now() > clean_up_end)) {
                 return exit_done;
             }
         }

@@ -94,6 +94,7 @@ asio::awaitable<void> Migration::check() {
     if (options_.release_source) {
         check_release();
     }
+    check_downtime(downtime_ms_);
     std::vector<asio::awaitable<void>> opening;
     for (const auto& disk : disks_) {
         opening.push_back(open_disk(*disk));
@@ -115,6 +116,17 @@ asio::awaitable<void> Migration::check() {
         "pre-check", vm_.hooks.pre_check, hook_environment(), patience(site_.timeouts.hook));
     if (!to_plain_server()) {
         co_await check_peer();
+    }
+}
+
+// Else each try would be given up before its end.
+void Migration::check_downtime(uint64_t downtime_ms) const {
+    if (milliseconds(downtime_ms) >= site_.timeouts.handover) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("a downtime of {} ms is more than 'handover' of [timeouts] in "
+                                "drover.toml allows: {} s",
+                                downtime_ms,
+                                site_.timeouts.handover.count()));
     }
 }
 

@@ -76,6 +76,7 @@ private:
     void tell_moment(Moment moment);
     void turn_network();
     void check_release() const;
+    void check_downtime(uint64_t downtime_ms) const;
     asio::awaitable<void> verify_disk(size_t index);
     asio::awaitable<void> release();
     SwitchoverParts parts();
@@ -141,6 +142,7 @@ private:
     bool turning_ = false;       // and runs
     bool vm_lost_ = false;       // the guest ended by itself
     std::string turn_failure_, why_stranded_;
+    bool stuck_ = false; // the disks are here, and the VM's hypervisor does not run it yet
 };
 
 } // namespace drover

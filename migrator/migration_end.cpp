@@ -166,7 +166,10 @@ asio::awaitable<void> Migration::go_back() {
         step(PhaseEvent::refused);
     }
     co_await wait_for_network();
-    co_await attempt("", failed_hook());
+    stuck_ = recovery.stuck();
+    if (!stuck_) {
+        co_await attempt("", failed_hook());
+    }
     if (!recovery.more_to_do()) {
         co_await attempt("", journal_->step(JournalStep::over));
     }
@@ -210,18 +213,22 @@ void Migration::tell_stranded() {
     if (why_stranded_.empty()) {
         say("error",
             fmt::format("{0} was not migrated: {1}. Its disks are this host's, but it could not be "
-                        "resumed: its guardian, or `drover recover {0}`, tries it again",
+                        "resumed: {2}",
                         vm_.name,
-                        report_.error));
+                        report_.error,
+                        stuck_ ? fmt::format("its guardian, or `drover recover {}`, tries it again",
+                                             vm_.name)
+                               : "look at its hypervisor, or start it here"));
         return;
     }
     if (!may_be_fenced_) {
         say("error",
-            fmt::format("{0}: {1}. It could not be put back either ({2}): its guardian, or `drover "
-                        "recover {0}`, tries it again. It runs nowhere else",
-                        vm_.name,
-                        report_.error,
-                        why_stranded_));
+            fmt::format(
+                "{0}: {1}. Whether all is as before is not known here ({2}): its guardian, or "
+                "`drover recover {0}`, sees to it",
+                vm_.name,
+                report_.error,
+                why_stranded_));
         return;
     }
     say("error",

@@ -164,6 +164,7 @@ asio::awaitable<void> Migration::abort(std::string who) {
 
 asio::awaitable<void> Migration::set(std::optional<uint64_t> downtime_ms,
                                      std::optional<uint64_t> max_bandwidth) {
+    check_downtime(downtime_ms.value_or(downtime_ms_));
     downtime_ms_ = downtime_ms.value_or(downtime_ms_);
     max_bandwidth_ = max_bandwidth.value_or(max_bandwidth_);
     const bool with_memory = phase_ == Phase::memory && hypervisor_->has_memory();

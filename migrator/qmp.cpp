@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/qmp.h"
 
-#include "migrator/ctl.h"
+#include "common/unix_socket.h"
 
 #include <utility>
 

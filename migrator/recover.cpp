@@ -181,7 +181,10 @@ std::optional<int> recover_served(const SiteConfig& site, const VmFile& vm) {
         return std::nullopt;
     }
     const auto result = recover_if_needed(site, vm);
-    if (!result || result->verdict == Verdict::here || result->forwards) {
+    if (!result || result->forwards) {
+        return std::nullopt;
+    }
+    if (result->verdict == Verdict::here && !result->stuck) {
         return std::nullopt;
     }
     return result->verdict == Verdict::there ? exit_cleanup : exit_recover;

@@ -194,14 +194,18 @@ asio::awaitable<Verdict> Recovery::settle_owners() {
 
 asio::awaitable<void> Recovery::resume() {
     co_await note(JournalStep::resume);
+    bool for_good = false;
     try {
         co_await parts_.vm->resume();
         runs_here_ = true;
+    } catch (const Error& error) {
+        for_good = error.kind() == ErrorKind::refused;
+        trouble_(fmt::format("the VM: {}", error.what()));
     } catch (const std::exception& error) {
         trouble_(fmt::format("the VM: {}", error.what()));
     }
-    if (!runs_here_) {
-        resume_owed_ = co_await parts_.vm->is_there();
+    if (!runs_here_ && !for_good) {
+        stuck_ = co_await parts_.vm->is_there();
     }
     co_await look_at_all();
 }

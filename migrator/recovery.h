@@ -53,7 +53,9 @@ public:
     // `here`: not all is done, so it has to be run again: the destination could not be told, and
     // has yet to clean up or must hear it should it return, or the VM's hypervisor is there, but
     // does not run it.
-    bool more_to_do() const { return refusal_owed_ || forced_ || resume_owed_; }
+    bool more_to_do() const { return refusal_owed_ || forced_ || stuck_; }
+    // `here`: the last of these.
+    bool stuck() const { return stuck_; }
     // `here`: the VM goes on. Else its disks are this host's, but it could not be resumed.
     bool runs_here() const { return runs_here_; }
     // `there`: it runs. Else it belongs there, and can't be run.
@@ -82,7 +84,7 @@ private:
     const Plan plan_;
     const Trouble trouble_;
     std::string why_;
-    bool unanswered_ = false, forced_ = false, refusal_owed_ = false, resume_owed_ = false,
+    bool unanswered_ = false, forced_ = false, refusal_owed_ = false, stuck_ = false,
          runs_here_ = false, runs_there_ = false;
 };
 

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/rpc_peer.h"
 
-#include "migrator/ctl.h"
+#include "common/unix_socket.h"
 
 #include <array>
 #include <utility>
@@ -157,10 +157,11 @@ void RpcPeer::reply(const rpc::Json& id, Error error) {
 }
 
 void RpcPeer::send(std::string line) {
-    if (closed_) {
+    if (closed_ || overflowed_) {
         return;
     }
     if (queued_.size() + line.size() > max_queued_bytes) {
+        overflowed_ = true; // nothing may overtake what is dropped
         // By and by: the caller is in the midst of something.
         asio::post(executor_, [self = shared_from_this()] {
             self->close("it does not read what it is told");

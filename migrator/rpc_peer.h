@@ -81,7 +81,7 @@ private:
     Notifier written_;
     std::map<uint64_t, std::shared_ptr<Call>> calls_;
     uint64_t last_id_ = 0;
-    bool closed_ = false;
+    bool closed_ = false, overflowed_ = false;
     std::string close_reason_;
 };
 

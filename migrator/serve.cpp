@@ -64,11 +64,9 @@ private:
 };
 
 UniqueFd listen_unix(const SiteConfig& site, const std::string& path) {
+    check_socket_path(path);
     sockaddr_un address{};
     address.sun_family = AF_UNIX;
-    if (path.size() >= sizeof address.sun_path) {
-        throw_long_path(path);
-    }
     path.copy(address.sun_path, path.size());
     UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address) != 0) {

@@ -66,6 +66,7 @@ public:
     // Its memory is here still.
     virtual asio::awaitable<bool> is_there() = 0;
     // Goes on here as it did before, whatever was begun. Also where it runs already, or is gone.
+    // Error(refused): it does not run for a reason of its own, which trying again does not change.
     virtual asio::awaitable<void> resume() = 0;
     // It has moved: ends what is left of it here. Also where nothing is.
     virtual asio::awaitable<void> destroy() = 0;

@@ -177,12 +177,14 @@ asio::awaitable<void> SourceRecovery::hook(std::string name, std::vector<std::st
 }
 
 asio::awaitable<void> SourceRecovery::conclude_here(const Recovery& recovery) {
-    co_await hook("failed", vm_.hooks.failed);
+    result_.stuck = recovery.stuck();
+    if (!result_.stuck) { // else the VM does not run here yet
+        co_await hook("failed", vm_.hooks.failed);
+    }
     result_.owed = recovery.more_to_do();
     if (!result_.owed) {
         co_await attempt(steps_->step(JournalStep::over));
     }
-    result_.stuck = !recovery.runs_here() && co_await vm_here_->is_there();
     result_.text =
         fmt::format("{} is this host's{}",
                     vm_.name,

@@ -110,6 +110,14 @@ private:
         }
     }
 
+    void restore_record() noexcept {
+        try {
+            record();
+        } catch (const std::exception&) {
+            // The file then says what could not be done; a restart does it.
+        }
+    }
+
     // Recorded before it is done; where it can't be, nothing is changed.
     void turn(bool over) {
         const bool before = std::exchange(put_up_.switched, over);
@@ -120,6 +128,7 @@ private:
             }
         } catch (...) {
             put_up_.switched = before;
+            restore_record();
             throw;
         }
     }

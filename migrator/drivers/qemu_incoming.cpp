@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "migrator/ctl.h"
+#include "common/unix_socket.h"
 #include "migrator/drivers/qemu.h"
 #include "migrator/drivers/qemu_settings.h"
 #include "migrator/paths.h"

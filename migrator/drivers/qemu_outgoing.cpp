@@ -415,7 +415,7 @@ asio::awaitable<void> QemuOutgoing::cancel(milliseconds patience) {
     run_state_ = found.value("status", "");
     started_ = false;
     if (run_state_ != "running" && !paused_by_operator_) {
-        throw Error(ErrorKind::state,
+        throw Error(ErrorKind::refused,
                     fmt::format("QEMU does not run the guest: it is in state '{}'", run_state_));
     }
 }

@@ -8,15 +8,8 @@
 # shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
-requires drover nbdkit qemu-system-x86_64 jq ip nft busybox
-[[ $(id -u) == 0 ]] || skip "network namespaces need root"
-
-# shellcheck disable=SC2034 # both are lab.sh's
-LAB_BUILD=$DROVER_BUILD LAB=$tmp/lab
-mkdir lab
-# shellcheck source=test/lab/lab.sh
-source "$e2e_top/test/lab/lab.sh"
-on_exit lab_down
+# shellcheck source=test/e2e/guest-functions.sh
+source "$e2e_top/test/e2e/guest-functions.sh"
 
 lab_up
 lab_make_vm vm root=256M:32 data=96M

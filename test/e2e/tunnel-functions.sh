@@ -21,7 +21,7 @@
 #   status src|dst FILTER     jq -r FILTER of its status
 #   linked                    both ends say that the link is up
 #   pings HOST ADDRESS        three answers come
-#   snapshot HOST             what must be as before, on stdout
+#   as_before                 src and dst are as they were after lab_up, and no files are left
 #   flows_start NAME ADDRESS COUNT [INTERVAL-MS [BULK]]   connections of the client to the VM
 #   flows_stop NAME           their report is in NAME.json; fails if one broke or a byte was wrong
 # shellcheck shell=bash
@@ -139,6 +139,11 @@ lab_up() {
     net switch link set src up
     net switch link set dst up
     vm_plug src
+    background_at vm "$lab_bin/flows" serve 7777
+    pings client 10.1.0.10
+    pings src 10.2.0.2
+    snapshot src >src.before
+    snapshot dst >dst.before
 }
 
 vm_plug() {
@@ -183,6 +188,14 @@ snapshot() {
     at "$1" ip -o link | sed 's/ qdisc .*//; s/^[0-9]*: //'
     at "$1" nft list ruleset
     at "$1" sysctl -a 2>/dev/null | grep -E '^net\.ipv[46]\.(conf|neigh|ip_forward)' | sort
+}
+
+as_before() {
+    local host
+    for host in src dst; do
+        snapshot $host | diff $host.before - || fail "$host is not as before"
+        [[ -z $(find run-$host ! -type d) ]] || fail "files are left: $(find run-$host ! -type d)"
+    done
 }
 
 flows_start() {

@@ -10,16 +10,8 @@
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/step-functions.sh
 source "$e2e_top/test/e2e/step-functions.sh"
-requires drover nbdkit qemu-system-x86_64 jq ip nft busybox
-[[ $(id -u) == 0 ]] || skip "network namespaces need root"
-
-# shellcheck disable=SC2034 # both are lab.sh's
-LAB_BUILD=$DROVER_BUILD LAB=$tmp/lab
-mkdir lab
-# shellcheck source=test/lab/lab.sh
-source "$e2e_top/test/lab/lab.sh"
-on_exit lab_down
-at() { "$LAB/at" "$@"; }
+# shellcheck source=test/e2e/guest-functions.sh
+source "$e2e_top/test/e2e/guest-functions.sh"
 
 binary=${DROVER_TUNNEL:-$DROVER_BUILD/tunnel/drover-tunnel}
 # Looking for leaks at the end needs what the tunnel has forbidden itself.

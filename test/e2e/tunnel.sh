@@ -9,11 +9,6 @@ source "$(dirname "$0")/functions.sh"
 source "$e2e_top/test/e2e/tunnel-functions.sh"
 
 lab_up
-background_at vm "$lab_bin/flows" serve 7777
-pings client 10.1.0.10
-pings src 10.2.0.2
-snapshot src >src.before
-snapshot dst >dst.before
 
 echo "# the link comes up while the VM runs at home, and changes nothing for it"
 tunnel_away
@@ -55,7 +50,5 @@ echo "# both ends take down what they put up"
 tunnel src close
 wait_for 10 eventually_gone "$home"
 wait_for 10 eventually_gone "$away"
-snapshot src | diff src.before - || fail "src is not as before"
-snapshot dst | diff dst.before - || fail "dst is not as before"
-[[ -z $(find run-src run-dst ! -type d) ]] || fail "files are left: $(find run-src run-dst ! -type d)"
+as_before
 cat src.log dst.log
