@@ -68,6 +68,7 @@ TEST_CASE("neighbour discovery: own addresses, old neighbours and named gateways
     CHECK_FALSE(from_vm(nd(true, nd_advert, "2001:db8:1::10", "fe80::1")));
     CHECK_FALSE(from_vm(nd(true, nd_advert, "2001:db8:1::10", "2001:db8:1::20")));
     CHECK_FALSE(from_vm(nd(true, nd_solicit, "fe80::10", "fe80::2")));
+    CHECK_FALSE(from_vm(nd(true, nd_solicit, "fe80::1", "2001:db8:1::20"))); // as the gateway
     CHECK_FALSE(from_vm(nd(true, nd_solicit, "2001:db8:5::10", "2001:db8:1::20")));
     CHECK_FALSE(from_vm(nd(true, nd_router_advert, "2001:db8:1::10", "::")));
     CHECK_FALSE(from_vm(nd(true, 137, "2001:db8:1::10", "2001:db8:1::20")));
@@ -79,6 +80,24 @@ TEST_CASE("neighbour discovery: own addresses, old neighbours and named gateways
     CHECK_FALSE(to_vm(nd(false, nd_router_advert, "fe80::2", "::")));
     CHECK_FALSE(to_vm(nd(false, nd_advert, "fe80::1", "2001:db8:1::10")));
     CHECK_FALSE(to_vm(nd(false, nd_solicit, "fe80::1", "2001:db8:1::20")));
+}
+
+TEST_CASE("neighbour discovery does not pass behind more headers than are looked through") {
+    const auto behind = [](size_t headers) {
+        Frame payload;
+        for (size_t i = 0; i < headers; ++i) {
+            append(payload, std::array<uint8_t, 8>{uint8_t(i + 1 < headers ? 60 : ip_udp)});
+        }
+        payload.resize(payload.size() + 8);
+        const Frame frame =
+            ip_frame(gateway_mac, vm_mac, "2001:db8:1::10", "2001:db8:9::2", 60, payload);
+        const auto parsed = parse_frame(frame);
+        return parsed && filter.from_vm(*parsed);
+    };
+    CHECK(behind(1));
+    CHECK(behind(8));
+    CHECK_FALSE(behind(9));
+    CHECK_FALSE(behind(20));
 }
 
 TEST_CASE("questions for the VM are answered with its own MAC") {

@@ -60,7 +60,7 @@ bool AddressFilter::from_vm(const Parsed& frame) const {
 }
 
 bool AddressFilter::nd_from_vm(const IpPacket& ip) const {
-    if (!ip.nd_target) {
+    if (!ip.nd_target || nic_.is_neighbour(ip.source)) {
         return false;
     }
     if (ip.icmp_type == nd_advert) {

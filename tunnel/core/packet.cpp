@@ -123,6 +123,12 @@ std::optional<IpPacket> parse_ipv6(Bytes frame) {
         ip.protocol = next[0];
         ip.payload += length;
     }
+    // More of them than are looked through, or cut off: what it carries is not known.
+    const bool unknown =
+        ip.protocol == 0 || ip.protocol == 43 || ip.protocol == 44 || ip.protocol == 60;
+    if (unknown && !ip.later_fragment) {
+        return std::nullopt;
+    }
     return ip;
 }
 
