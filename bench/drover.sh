@@ -28,8 +28,8 @@ start_drover_pair() {
     local generation
     generation=$(($(jq .generation <<<"$status") + 1))
     migration=$(od -An -N16 -tx1 /dev/urandom | tr -d ' \n')
-    call "$work/to.ctl" prepare "$(jq -c --arg m "$migration" --argjson g "$generation" \
-        '{migration: $m, generation: $g, uuid, block_size}' <<<"$status")" >/dev/null
+    prepared=$(call "$work/to.ctl" prepare "$(jq -c --arg m "$migration" --argjson g "$generation" \
+        '{migration: $m, generation: $g, uuid, block_size}' <<<"$status")")
     replicate_params=$(jq -cn --arg m "$migration" --argjson g "$generation" \
         --arg key "$(psk_key)" --arg socket "$work/to.sock" --arg port "${drover_port:-0}" \
         --arg case "$3" --arg host "$to_address" --argjson extra "${replicate_extra:-{\}}" \
@@ -44,6 +44,25 @@ start_drover_pair() {
 # Starts the move; what becomes of it comes over the open channel.
 replicate() {
     channel_send "{\"jsonrpc\":\"2.0\",\"id\":2,\"method\":\"replicate\",\"params\":$replicate_params}"
+}
+
+# The disk becomes the destination's, with its client here still, which is then forwarded.
+hand_over() {
+    local forward refusal
+    forward=$(jq -c .to <<<"$replicate_params") refusal=$(jq -r .refusal_hash <<<"$prepared")
+    ask 3 quiesce "{\"hold\":true,\"forward\":$forward}"
+    ask 4 fence "{\"quiesce\":\"$(field quiesce)\",\"refusal_hash\":\"$refusal\",\"forward\":$forward}"
+    call "$work/to.ctl" promote "{\"migration\":\"$migration\",\"token\":\"$(field token)\"}" >/dev/null
+    ask 5 forward '{}'
+}
+
+# Over the open channel, which costs no process; the answer is in $line.
+ask() { # ID METHOD PARAMETERS
+    channel_send "{\"jsonrpc\":\"2.0\",\"id\":$1,\"method\":\"$2\",\"params\":$3}"
+    channel_wait "*\"id\":$1*" 60
+}
+field() { # NAME: a text in $line
+    [[ $line =~ \"$1\":\"([^\"]*)\" ]] && echo "${BASH_REMATCH[1]}"
 }
 
 # Ends the move without a handover; the channel must be closed already.

@@ -179,6 +179,9 @@ asio::awaitable<DiskAtSource::Quiesced> SourceDisk::quiesce(bool hold, std::stri
     if (!token_hash.empty()) {
         params["token_hash"] = token_hash;
     }
+    if (!forward_target.is_null()) {
+        params["forward"] = forward_target;
+    }
     const Json answer = co_await call("quiesce", std::move(params), limit + record_patience);
     Quiesced quiesced;
     quiesced.id = answer.at("quiesce").get<std::string>();

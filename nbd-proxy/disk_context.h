@@ -51,9 +51,11 @@ std::array<std::byte, N> bytes_of(const std::string& text) {
 // A UUID as text, dashes or not, to its 16 bytes.
 std::array<std::byte, 16> uuid_bytes(std::string uuid);
 
-// Files in the state directory with the key of a stream, and of a `verify` under way.
+// Files in the state directory with the key of a stream, of a `verify` under way, and of the way to
+// an owner-to-be.
 inline constexpr const char* stream_key = "stream-psk";
 inline constexpr const char* verify_key = "verify-psk";
+inline constexpr const char* early_key = "early-psk";
 
 // Where a peer is, as the control methods are told (docs/control.md). Its key goes to the file
 // key_name in the state directory. Throws Error.

@@ -147,7 +147,9 @@ std::unique_ptr<Export> Engine::open_for_peer(const std::string& name, bool read
     // nbdkit does not tell whose key opened the connection. The migration's id, which only its two
     // sides know, keeps the disk from a key that was made for another purpose.
     const std::string forward = fmt::format("forward/{}/{}/", record.migration, record.generation);
-    if (name.starts_with(forward) && may_write(record) && !record.migration.empty()) {
+    const bool owner = may_write(record);
+    const bool may_become = record.role == Role::replica && record.stage != Stage::refused;
+    if (name.starts_with(forward) && (owner || may_become) && !record.migration.empty()) {
         const std::string number = name.substr(forward.size());
         uint64_t n = 0;
         const auto [end, error] = std::from_chars(number.data(), number.data() + number.size(), n);
@@ -159,7 +161,8 @@ std::unique_ptr<Export> Engine::open_for_peer(const std::string& name, bool read
         return make_forward_export(
             make_disk_export(*disk_, *backend_, read_only || backend_->read_only()),
             forward_gate_,
-            n);
+            n,
+            [this] { return may_write(record_->get()); });
     }
     return nullptr;
 }

@@ -65,8 +65,12 @@ private:
 
 class ForwardExport : public Export {
 public:
-    ForwardExport(std::unique_ptr<Export> disk, std::shared_ptr<ForwardGate> gate, uint64_t number)
-        : disk_(std::move(disk)), gate_(std::move(gate)), number_(number) {
+    ForwardExport(std::unique_ptr<Export> disk,
+                  std::shared_ptr<ForwardGate> gate,
+                  uint64_t number,
+                  std::function<bool()> is_owner)
+        : disk_(std::move(disk)), gate_(std::move(gate)), number_(number),
+          is_owner_(std::move(is_owner)) {
         gate_->open(number_);
     }
 
@@ -105,6 +109,7 @@ public:
 private:
     struct Pass {
         explicit Pass(ForwardExport& forward) : gate(*forward.gate_) {
+            forward.must_be_owner();
             gate.enter(forward.number_);
         }
         ~Pass() { gate.leave(); }
@@ -113,9 +118,20 @@ private:
         ForwardGate& gate;
     };
 
+    void must_be_owner() {
+        if (!owner_) {
+            if (!is_owner_()) {
+                throw Error(ErrorKind::state, "the disk has not come here yet", ESHUTDOWN);
+            }
+            owner_ = true;
+        }
+    }
+
     std::unique_ptr<Export> disk_;
     std::shared_ptr<ForwardGate> gate_;
     const uint64_t number_;
+    const std::function<bool()> is_owner_;
+    std::atomic<bool> owner_{false};
 };
 
 class ReplicaExport : public NoExport {
@@ -224,8 +240,10 @@ void ForwardGate::leave() {
 
 std::unique_ptr<Export> make_forward_export(std::unique_ptr<Export> disk,
                                             std::shared_ptr<ForwardGate> gate,
-                                            uint64_t number) {
-    return std::make_unique<ForwardExport>(std::move(disk), std::move(gate), number);
+                                            uint64_t number,
+                                            std::function<bool()> is_owner) {
+    return std::make_unique<ForwardExport>(
+        std::move(disk), std::move(gate), number, std::move(is_owner));
 }
 
 std::unique_ptr<Export> make_disk_export(Disk& disk, const Backend& backend, bool read_only) {

@@ -7,6 +7,7 @@
 #include "nbd-proxy/replica.h"
 
 #include <condition_variable>
+#include <functional>
 #include <memory>
 #include <mutex>
 
@@ -51,10 +52,12 @@ private:
     uint64_t number_ = 0;
     uint64_t under_way_ = 0;
 };
-// `forward/MIGRATION/G/N`: the disk, for the connections of number N.
+// `forward/MIGRATION/G/N`: the disk, for the connections of number N. Until is_owner() has once
+// been true every request fails with ESHUTDOWN.
 std::unique_ptr<Export> make_forward_export(std::unique_ptr<Export> disk,
                                             std::shared_ptr<ForwardGate> gate,
-                                            uint64_t number);
+                                            uint64_t number,
+                                            std::function<bool()> is_owner);
 // `replica`: each write is a frame.
 std::unique_ptr<Export> make_replica_export(std::shared_ptr<Replica> replica);
 // `state`: 512 bytes, made anew for each read.

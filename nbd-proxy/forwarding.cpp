@@ -6,6 +6,8 @@
 #include <algorithm>
 #include <utility>
 
+#include <unistd.h>
+
 namespace drover {
 namespace {
 
@@ -14,6 +16,10 @@ using std::chrono::milliseconds;
 constexpr milliseconds first_retry{20}, last_retry{1000};
 
 } // namespace
+
+std::string forward_export(const Record& record) {
+    return fmt::format("forward/{}/{}/{}", record.migration, record.generation, record.version);
+}
 
 Forwarding::~Forwarding() {
     stop();
@@ -26,12 +32,60 @@ void Forwarding::stop() {
     const std::lock_guard lock(mutex_);
     stopped_ = true;
     stopping_.notify_all();
+    if (early_) {
+        early_->give_up = true;
+    }
     if (owner_) {
         owner_->stop();
     }
 }
 
+void Forwarding::begin(NbdClientOptions to, std::string export_name) {
+    const auto early = std::make_shared<Early>();
+    to.export_name = std::move(export_name);
+    to.multi_conn = true;
+    to.give_up = &early->give_up;
+    early->client = std::async(std::launch::async, [to = std::move(to)] {
+        struct Key {
+            const std::string& file;
+            ~Key() { ::unlink(file.c_str()); }
+        } const key{to.psk_file};
+        return std::make_unique<NbdClient>(to);
+    });
+    std::shared_ptr<Early> older; // its end may take a moment
+    const std::lock_guard lock(mutex_);
+    older = std::exchange(early_, early);
+}
+
+void Forwarding::take_back() {
+    std::shared_ptr<Early> early;
+    const std::lock_guard lock(mutex_);
+    early.swap(early_);
+}
+
+// Null: there is none. It waits for its end.
+std::unique_ptr<NbdClient> Forwarding::early() {
+    std::shared_ptr<Early> early;
+    {
+        const std::lock_guard lock(mutex_);
+        early = early_;
+    }
+    std::unique_ptr<NbdClient> client;
+    if (early) {
+        try {
+            client = early->client.get();
+        } catch (const Error&) {
+            // It is tried anew, like after every other loss.
+        }
+        take_back();
+    }
+    return client && client->alive() ? std::move(client) : nullptr;
+}
+
 std::unique_ptr<NbdClient> Forwarding::dial(const std::atomic<bool>& give_up) {
+    if (auto client = early()) {
+        return client;
+    }
     // It may have been unfenced or promoted since.
     const auto still = [](const Record& record) {
         if (!record.forward) {
@@ -54,8 +108,8 @@ std::unique_ptr<NbdClient> Forwarding::dial(const std::atomic<bool>& give_up) {
     }
     if (numbered) {
         // A number that was never used before, durably.
-        options.export_name =
-            fmt::format("forward/{}/{}/{}", now.migration, now.generation, now.version);
+        options.export_name = forward_export(now);
+        options.multi_conn = true;
     }
     return std::make_unique<NbdClient>(options);
 }
@@ -95,6 +149,7 @@ void Forwarding::keep_connecting() {
 }
 
 void Forwarding::end() {
+    take_back();
     const std::lock_guard lock(mutex_);
     if (const auto ended = std::exchange(owner_, nullptr)) {
         ended->stop();

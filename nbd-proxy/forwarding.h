@@ -7,6 +7,7 @@
 #include "nbd-proxy/reconnecting_client.h"
 
 #include <condition_variable>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -22,6 +23,11 @@ public:
     Forwarding(const Forwarding&) = delete;
     Forwarding& operator=(const Forwarding&) = delete;
 
+    // While the disk is being handed over: reaches the owner that it will have, so that connect()
+    // need not wait for that. Does not wait, and does not fail. The key's file is removed.
+    void begin(NbdClientOptions to, std::string export_name);
+    // The handover has not come about.
+    void take_back();
     // To the new owner, now, unless it was connected to before; from then on the disk's requests go
     // there. Throws Error.
     void connect();
@@ -37,7 +43,13 @@ public:
     void stop();
 
 private:
+    struct Early {
+        std::atomic<bool> give_up{false};
+        std::future<std::unique_ptr<NbdClient>> client;
+        ~Early() { give_up = true; }
+    };
     std::unique_ptr<NbdClient> dial(const std::atomic<bool>& give_up);
+    std::unique_ptr<NbdClient> early();
     std::shared_ptr<ReconnectingClient> owner() const;
 
     const DiskContext& context_;
@@ -45,7 +57,11 @@ private:
     std::condition_variable stopping_;
     bool stopped_ = false;
     std::shared_ptr<ReconnectingClient> owner_; // null: not connected yet
+    std::shared_ptr<Early> early_;
     std::thread thread_;
 };
+
+// The export at the new owner that a source with this record asks for.
+std::string forward_export(const Record& record);
 
 } // namespace drover

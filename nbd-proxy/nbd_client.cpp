@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <condition_variable>
+#include <future>
 #include <mutex>
 #include <utility>
 
@@ -125,13 +126,22 @@ NbdClient::Impl::Impl(NbdClientOptions options)
                     "least one connection");
     }
     const auto connect = [this] {
-        connections_.push_back(std::make_unique<NbdConnection>(
-            options_, name_, [this](const std::string& reason) { lose(ErrorKind::peer, reason); }));
+        return std::make_unique<NbdConnection>(
+            options_, name_, [this](const std::string& reason) { lose(ErrorKind::peer, reason); });
     };
-    connect();
+    std::vector<std::future<std::unique_ptr<NbdConnection>>> others;
+    for (unsigned i = 1; options_.multi_conn && i < options_.connections; ++i) {
+        others.push_back(std::async(std::launch::async, connect));
+    }
+    connections_.push_back(connect());
     const NbdConnection::Server first = server();
     while (first.multi_conn && connections_.size() < options_.connections) {
-        connect();
+        if (others.empty()) {
+            connections_.push_back(connect());
+        } else {
+            connections_.push_back(others.back().get());
+            others.pop_back();
+        }
         if (connections_.back()->server().size != first.size) {
             throw Error(ErrorKind::peer,
                         fmt::format("{} changed its size while it was connected to", name_),

@@ -25,6 +25,7 @@ struct NbdClientOptions {
     bool read_only = false;   // true: changes are refused even where the server takes them
     bool block_status = true; // ask for allocated and zero ranges, for extents()
     unsigned connections = 2; // at most; 1 where the server is not multi-conn
+    bool multi_conn = false;  // it is known to be: all are made at once
     std::chrono::milliseconds connect_timeout{10'000};
     const std::atomic<bool>* give_up = nullptr; // connecting fails soon after it has become true
     // A server that takes longer for one request counts as lost; 0: as long as it takes.

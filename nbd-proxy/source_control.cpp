@@ -44,7 +44,7 @@ Compress compress_param(const Json& params) {
 
 SourceControl::SourceControl(const DiskContext& context, Forwarding& forwarding)
     : context_(context), forwarding_(forwarding) {
-    for (const char* const name : {stream_key, verify_key}) {
+    for (const char* const name : {stream_key, verify_key, early_key}) {
         ::unlink((context.options.state_dir + "/" + name).c_str());
     }
 }
@@ -175,7 +175,7 @@ Json SourceControl::set(const Json& params) {
 }
 
 Json SourceControl::quiesce(const Json& params) {
-    rpc::only_params(params, {"hold", "token_hash", "timeout_ms"});
+    rpc::only_params(params, {"hold", "token_hash", "forward", "timeout_ms"});
     const bool hold = rpc::bool_param(params, "hold", false);
     const milliseconds timeout(
         rpc::optional_uint_param(params, "timeout_ms").value_or(default_quiesce_timeout_ms));
@@ -204,6 +204,10 @@ Json SourceControl::quiesce(const Json& params) {
             quiescing_ = id;
         }
         context_.changed();
+        if (const Json to = params.value("forward", Json()); !to.is_null() && !to.contains("uri")) {
+            forwarding_.begin(peer_options(context_.options, to, early_key),
+                              forward_export(quiescing));
+        }
         if (hold) {
             context_.disk.hold();
             held_ = true;
@@ -239,6 +243,7 @@ Json SourceControl::quiesce(const Json& params) {
         tracked->source.cancel_handover();
     }
     sender->wake();
+    forwarding_.take_back();
     context_.record.update([](const Record& now) { return accept(void_handover(now)); });
     {
         const std::lock_guard lock(mutex_);
@@ -373,6 +378,7 @@ Json SourceControl::cancel(const Json& params) {
     interrupt();
     const std::lock_guard one(context_.control);
     context_.record.update(cancelling);
+    forwarding_.take_back();
     // The clients first: the stream may have answers to wait for.
     context_.disk.stop_tracking();
     if (std::exchange(held_, false)) {
@@ -417,6 +423,7 @@ Json SourceControl::supersede(const Json& params) {
     superseded(context_.record.get());
     context_.disk.hold();
     context_.record.update(superseded);
+    forwarding_.take_back();
     end_stream();
     set_aside();
     return Json::object();

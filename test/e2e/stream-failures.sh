@@ -46,11 +46,26 @@ if grep -qi error client.out; then
     fail "the client saw: $(cat client.out)"
 fi
 wait_for 60 phase_is in_sync
-quiesce=$(json .quiesce ctl "$tmp/src.ctl" quiesce '{"hold":true}')
-token=$(json .token ctl "$tmp/src.ctl" fence "{\"quiesce\":\"$quiesce\",\"refusal_hash\":\"$(printf '0%.0s' {1..64})\"}")
+
+echo "# who will forward is there before the promotion, and gets nothing until then"
+way() { echo "nbd+unix:///forward/$migration/2/$1?socket=$tmp/dst.sock"; }
+reads() { qemu-io -r -f raw -c 'read 0 4k' "$1" >reads.out 2>&1 && grep -q 'read 4096/4096' reads.out; }
+reads "$(way 0)" && fail "the disk can be read at a destination that was not promoted"
+grep -q 'read failed' reads.out || fail "its export can't be opened yet: $(cat reads.out)"
+forward="{\"socket\":\"$tmp/dst.sock\"}"
+quiesce=$(json .quiesce ctl "$tmp/src.ctl" quiesce "{\"hold\":true,\"forward\":$forward}")
+later_one_is_there() { ! reads "$(way 0)" && grep -q "can't open" reads.out; }
+wait_for 20 later_one_is_there
+ctl "$tmp/src.ctl" cancel "{\"quiesce\":\"$(new_id)\"}" 2>/dev/null && fail "a quiesce that is none was cancelled"
+token=$(json .token ctl "$tmp/src.ctl" fence "{\"quiesce\":\"$quiesce\",\"refusal_hash\":\"$(printf '0%.0s' {1..64})\",\"forward\":$forward}")
 wait_for 20 test -e src.img.fenced-2 # set aside after the answer to fence
 cmp src.img.fenced-2 dst.img || fail "the images differ"
 ctl "$tmp/dst.ctl" promote "{\"migration\":\"$migration\",\"token\":\"$token\"}" >/dev/null
+ctl "$tmp/src.ctl" forward >/dev/null
+qemu-io -f raw -c 'write -P 0x5d 3M 64k' -c flush "$src" >/dev/null || fail "it does not forward"
+reads "$(way 0)" && fail "an older connection came after a later one"
+cmp -i 3M -n 64K <(tr '\0' '\135' </dev/zero | head -c 4M) dst.img || fail "the write is not at the destination"
+compgen -G 'src.img*/early-psk' && fail "the key is left"
 stop src
 stop dst
 rm -rf -- src.img* dst.img*
