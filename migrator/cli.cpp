@@ -142,6 +142,18 @@ void add_migrate(Program& program) {
         ->check(CLI::IsMember({"auto", "zstd", "none"}))
         ->capture_default_str();
     command
+        ->add_option_function<std::string>(
+            "--connections",
+            [&migrate](const std::string& number) {
+                migrate.connections =
+                    number == "auto" ? 0 : static_cast<unsigned>(std::stoul(number));
+            },
+            "TCP connections for each disk, 1 to 16; auto (default): 2, and more where packets are "
+            "lost and more of them are faster")
+        ->type_name("N")
+        ->take_last()
+        ->check(CLI::IsMember({"auto"}) | CLI::Range(1, 16));
+    command
         ->add_option("--converge-timeout",
                      options->converge_timeout_s,
                      "Give up when it is not ready after so many seconds (default: never)")

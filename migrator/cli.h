@@ -35,6 +35,7 @@ struct MigrateOptions {
     uint64_t downtime_ms = 300;
     uint64_t max_bandwidth = 0;               // bytes/s over all, 0: unlimited
     std::string compress = "auto";            // or zstd, none
+    unsigned connections = 0;                 // of each disk's stream; 0: as the link needs
     std::chrono::seconds converge_timeout{0}; // 0: none
     std::chrono::seconds stall_timeout{600};  // without progress of the disks; 0: none
     // What new images there start from, paths at the destination: by disk.

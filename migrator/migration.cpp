@@ -240,6 +240,9 @@ asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to, bool compa
                 {"to", std::move(to)},
                 {"compress", options_.compress},
                 {"downtime_ms", downtime_ms_}};
+    if (options_.connections != 0) {
+        params["connections"] = options_.connections;
+    }
     if (compare) {
         params["compare"] = true;
     }

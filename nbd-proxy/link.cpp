@@ -7,6 +7,8 @@
 #include <cstring>
 #include <thread>
 
+#include <linux/tcp.h>
+#include <netinet/in.h>
 #include <poll.h>
 #include <sys/eventfd.h>
 #include <sys/resource.h>
@@ -51,6 +53,11 @@ void Pacer::set_rate(uint64_t bytes_per_s) {
     const std::lock_guard lock(mutex_);
     rate_ = bytes_per_s;
     free_at_us_ = 0;
+}
+
+uint64_t Pacer::rate() const {
+    const std::lock_guard lock(mutex_);
+    return rate_;
 }
 
 uint64_t Pacer::wait_us(uint64_t now_us) {
@@ -119,6 +126,15 @@ void Link::wake() {
     if (sleeping_.exchange(false)) {
         eventfd_write(wake_.get(), 1);
     }
+}
+
+Link::Segments Link::segments() const {
+    tcp_info info{};
+    socklen_t length = sizeof info;
+    if (getsockopt(nbd_aio_get_fd(handle_.get()), IPPROTO_TCP, TCP_INFO, &info, &length) < 0) {
+        return {};
+    }
+    return {info.tcpi_segs_out, info.tcpi_total_retrans};
 }
 
 void Link::run() {
@@ -260,6 +276,7 @@ bool Link::next_is_due() {
 
 bool Link::send_frames() {
     bool sent = false;
+    window_.set_ceiling(context_.window_ceiling);
     if (context_.compressor && context_.compressor->depth() > 1) {
         take_frames(); // what is coded meanwhile is ready when there is room
     }

@@ -20,12 +20,13 @@ namespace drover {
 class Pacer {
 public:
     void set_rate(uint64_t bytes_per_s); // 0: no bound
+    uint64_t rate() const;
     // How long to wait before anything may be sent; 0: send, and say so with sent().
     uint64_t wait_us(uint64_t now_us);
     void sent(uint64_t bytes, uint64_t now_us);
 
 private:
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     uint64_t rate_ = 0;
     uint64_t free_at_us_ = 0; // when what was sent has left at the rate
 };
@@ -40,8 +41,8 @@ struct StreamContext {
     // What held the links up since the last tick of the compressor.
     std::atomic<bool> link_full{false}, coding_late{false};
     std::atomic<uint64_t> answered_bytes{0};
-    bool plain = false;          // any NBD server: frames are applied as requests of it
-    uint64_t window_ceiling = 0; // bytes in flight on one link, at most
+    bool plain = false;                      // any NBD server: frames are applied as requests of it
+    std::atomic<uint64_t> window_ceiling{0}; // bytes in flight on one link, at most
     std::atomic<uint64_t> sent_bytes{0};
     std::atomic<bool> stop{false};
     // At the stop: wait for the answers to what was sent. Not where a connection was lost: a frame
@@ -82,6 +83,11 @@ public:
     bool connected() const { return !nbd_ended(handle_.get()); }
     // Thread-safe: there may be work.
     void wake();
+    // Thread-safe. What TCP says of the connection, in segments; zeroes where it is no TCP.
+    struct Segments {
+        uint64_t sent = 0, retransmitted = 0;
+    };
+    Segments segments() const;
 
 private:
     // A frame, or a part of one, that was sent and not answered.

@@ -49,7 +49,8 @@ Sender::Sender(std::shared_ptr<Tracked> tracked,
                                                      tracked_->source.limits().frame_bytes,
                                                      tracked_->source.geometry().block_size),
                                                  registered_buffers)},
-      downtime_ms_(options_.downtime_ms), rate_(tracked_->source.limits().frame_bytes) {
+      downtime_ms_(options_.downtime_ms), rate_(tracked_->source.limits().frame_bytes),
+      count_(options_.plain ? 0 : options_.most_connections) {
     context_.plain = options_.plain;
     context_.pacer.set_rate(options_.max_bandwidth);
     if (options_.compress != Compress::none && !options_.plain) {
@@ -70,7 +71,7 @@ void Sender::give_up_start() {
 
 // With mutex_.
 void Sender::interrupt() {
-    ending_ = true;
+    ending_ = give_up_ = true;
     context_.take_answers = true;
     context_.stop = true;
     stopping_.notify_all();
@@ -130,13 +131,13 @@ void Sender::notify() {
 
 // --- sessions
 
-NbdHandle Sender::connect(const char* export_name) {
+NbdHandle Sender::connect(const char* export_name) const {
     NbdClientOptions to = options_.to;
     to.block_status = false;
     if (!options_.plain) {
         to.export_name = export_name;
     }
-    to.give_up = &ending_;
+    to.give_up = &give_up_;
     return connect_nbd(to, place(to));
 }
 
@@ -146,11 +147,7 @@ std::vector<NbdHandle> Sender::connect_all(const std::vector<const char*>& expor
     std::vector<std::future<NbdHandle>> opening;
     for (const char* const name : export_names) {
         opening.push_back(std::async(std::launch::async, [this, name] {
-            NbdHandle handle = connect(name);
-            if (name == std::string_view("replica")) {
-                greet(handle.get(), std::nullopt);
-            }
-            return handle;
+            return name == std::string_view("replica") ? join() : connect(name);
         }));
     }
     std::vector<NbdHandle> handles;
@@ -158,6 +155,12 @@ std::vector<NbdHandle> Sender::connect_all(const std::vector<const char*>& expor
         handles.push_back(one.get());
     }
     return handles;
+}
+
+NbdHandle Sender::join() const {
+    NbdHandle handle = connect("replica");
+    greet(handle.get(), std::nullopt);
+    return handle;
 }
 
 // libnbd waits for as long as it takes, and a process that is stopped keeps its sockets.
@@ -168,7 +171,7 @@ void Sender::await(nbd_handle* handle, int64_t command, const char* what) const 
     int done = 0;
     while (command >= 0 &&
            (done = nbd_aio_command_completed(handle, static_cast<uint64_t>(command))) == 0) {
-        if (!ending && ending_) {
+        if (!ending && give_up_) {
             ending = true;
             deadline = std::min(deadline, Clock::now() + goodbye);
         }
@@ -225,13 +228,17 @@ void Sender::greet(nbd_handle* handle, std::optional<Lsn> base) const {
 // the session (from then on no frame of an older one is applied), then its state is read, then the
 // base is told.
 void Sender::open_session() {
+    give_up_ = false;
+    if (ending_) {
+        give_up_ = true;
+    }
     std::vector<NbdHandle> handles;
     if (!options_.plain) {
         {
             const std::lock_guard lock(tracked_->mutex);
             tracked_->source.begin_session(tracked_->source.stream().session + 1);
         }
-        std::vector<const char*> names(options_.connections, "replica");
+        std::vector<const char*> names(connections_, "replica");
         names.push_back("state");
         handles = connect_all(names);
         const NbdHandle state_handle = std::move(handles.back());
@@ -259,7 +266,7 @@ void Sender::open_session() {
     } else {
         handles.push_back(connect(""));
         if (nbd_can_multi_conn(handles[0].get()) > 0) {
-            const std::vector<const char*> names(options_.connections - 1, "");
+            const std::vector<const char*> names(connections_ - 1, "");
             for (NbdHandle& more : connect_all(names)) {
                 handles.push_back(std::move(more));
             }
@@ -292,6 +299,15 @@ void Sender::open_session() {
     for (NbdHandle& handle : handles) {
         links_.push_back(std::make_unique<Link>(context_, std::move(handle), links_.empty()));
     }
+}
+
+// One more in the present session.
+Link* Sender::add_link(NbdHandle handle) {
+    const std::lock_guard lock(mutex_);
+    links_.push_back(std::make_unique<Link>(context_, std::move(handle), false));
+    connections_ = static_cast<unsigned>(links_.size());
+    context_.window_ceiling = options_.window_bytes / links_.size();
+    return links_.back().get();
 }
 
 // --- what the destination has already
@@ -340,8 +356,23 @@ void Sender::compare(Comparer& comparer) {
     }
 }
 
-// Until a link ends: keeps the rates and the phase.
-void Sender::watch_links(const std::atomic<bool>& any_ended) {
+// Until a link ends: keeps the rates and the phase, and makes more of them where that helps.
+void Sender::watch_links(const std::atomic<bool>& any_ended,
+                         const std::function<void(Link*)>& run_link) {
+    std::vector<std::future<NbdHandle>> joining;
+    const auto add_those_that_have = [&] {
+        std::erase_if(joining, [&](std::future<NbdHandle>& one) {
+            if (one.wait_for(milliseconds(0)) != std::future_status::ready) {
+                return false;
+            }
+            try {
+                run_link(add_link(one.get()));
+            } catch (const std::exception&) {
+                // The stream goes on with those that it has.
+            }
+            return true;
+        });
+    };
     std::unique_lock lock(mutex_);
     rate_.resume();
     for (auto next = std::chrono::steady_clock::now() + options_.tick; !any_ended && !ending_;) {
@@ -351,11 +382,15 @@ void Sender::watch_links(const std::atomic<bool>& any_ended) {
         lock.unlock();
         if (!woken) {
             next = std::chrono::steady_clock::now() + options_.tick;
-            measure(monotonic_us());
+            add_those_that_have();
+            for (unsigned more = measure(monotonic_us()); more > 0; --more) {
+                joining.push_back(std::async(std::launch::async, [this] { return join(); }));
+            }
         }
         judge();
         lock.lock();
     }
+    give_up_ = true; // who is still joining
 }
 
 // Until a link ends. Answers with why; error is its errno, 0 for a stop, and `fatal` if another
@@ -367,13 +402,6 @@ std::string Sender::run_session(int& error) {
     bool over = false;
     std::atomic<bool> any_ended{false};
     error = 0;
-    std::vector<Link*> links;
-    {
-        const std::lock_guard lock(mutex_);
-        for (const auto& link : links_) {
-            links.push_back(link.get());
-        }
-    }
     const auto end_session = [&](const std::string& reason, int reason_errno, bool connected) {
         const std::lock_guard lock(mutex);
         const std::lock_guard watching(mutex_);
@@ -386,7 +414,7 @@ std::string Sender::run_session(int& error) {
         any_ended = true;
         stopping_.notify_all();
     };
-    const auto run_link = [&](Link* link) {
+    const auto run = [&](Link* link) {
         lower_stream_priority();
         std::string reason;
         int reason_errno = 0;
@@ -412,10 +440,18 @@ std::string Sender::run_session(int& error) {
             end_session(caught.what(), ENOTCONN, comparer_->connected());
         }
     };
+    const std::function<void(Link*)> run_link = [&](Link* link) {
+        threads.emplace_back(run, link);
+    };
     try {
-        for (Link* const link : links) {
-            threads.emplace_back(run_link, link);
+        std::vector<Link*> links;
+        {
+            const std::lock_guard lock(mutex_);
+            for (const auto& link : links_) {
+                links.push_back(link.get());
+            }
         }
+        std::for_each(links.begin(), links.end(), run_link);
         if (comparer_) {
             threads.emplace_back(run_comparer);
         }
@@ -426,12 +462,10 @@ std::string Sender::run_session(int& error) {
         why = caught.what();
         error = EAGAIN;
     }
-    watch_links(any_ended);
+    watch_links(any_ended, run_link);
     // One link lost ends the session on all: else a frame could wait for one that is never read.
     context_.stop = true;
-    for (Link* const link : links) {
-        link->wake();
-    }
+    wake();
     for (std::thread& thread : threads) {
         thread.join();
     }
@@ -510,7 +544,8 @@ void Sender::acknowledged(bool in_sync) {
     }
 }
 
-void Sender::measure(uint64_t now_us) {
+// Answers with how many connections are to be made.
+unsigned Sender::measure(uint64_t now_us) {
     Source::Progress progress;
     {
         const std::lock_guard lock(tracked_->mutex);
@@ -534,14 +569,25 @@ void Sender::measure(uint64_t now_us) {
                late = context_.coding_late.exchange(false);
     const uint64_t sent = context_.answered_bytes.exchange(0), since_us = measured_us_;
     measured_us_ = now_us;
+    const uint64_t elapsed_us = now_us - since_us;
     if (context_.compressor) {
         using Bound = Compression::Bound;
         context_.compressor->tick(sent,
-                                  now_us - since_us,
+                                  elapsed_us,
                                   full   ? Bound::link
                                   : late ? Bound::coding
                                          : Bound::none);
     }
+    const uint64_t limit = context_.pacer.rate();
+    const bool at_limit = limit != 0 && sent * 10'000'000 >= limit * 9 * elapsed_us;
+    const std::lock_guard lock(mutex_);
+    ConnectionCount::Totals now{.answered_bytes = answered_ += sent};
+    for (const auto& link : links_) {
+        const Link::Segments segments = link->segments();
+        now.segments += segments.sent;
+        now.retransmitted += segments.retransmitted;
+    }
+    return count_.more(now, full && !late && !at_limit, connections_, now_us);
 }
 
 // What is left to do decides, and the rates as they were measured last.

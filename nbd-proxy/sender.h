@@ -4,10 +4,12 @@
 #pragma once
 
 #include "nbd-proxy/comparer.h"
+#include "nbd-proxy/core/connection_count.h"
 #include "nbd-proxy/core/drain_rate.h"
 #include "nbd-proxy/link.h"
 
 #include <chrono>
+#include <functional>
 #include <optional>
 #include <string>
 #include <thread>
@@ -22,6 +24,7 @@ struct SenderOptions {
     std::array<std::byte, 16>
         uuid{}; // of the disk; the destination's replica has to be of the same
     unsigned connections = 2;
+    unsigned most_connections = 2; // of a drover; more than `connections` where that is faster
     uint64_t downtime_ms = 300;
     uint64_t max_bandwidth = 0;                  // bytes/s, 0: none
     Compress compress = Compress::automatic;     // never for a plain server
@@ -79,10 +82,12 @@ public:
 private:
     void interrupt();
     void open_session();
+    NbdHandle join() const;
+    Link* add_link(NbdHandle handle);
     std::unique_ptr<Comparer> open_comparer(bool first_session);
     void give_up_comparing();
     void compare(Comparer& comparer);
-    NbdHandle connect(const char* export_name);
+    NbdHandle connect(const char* export_name) const;
     std::vector<NbdHandle> connect_all(const std::vector<const char*>& export_names);
     void await(nbd_handle* handle, int64_t command, const char* what) const;
     ReplicaState read_state(nbd_handle* handle) const;
@@ -90,9 +95,10 @@ private:
     std::string run_session(int& error);
     void supervise() noexcept;
     void keep_up();
-    void watch_links(const std::atomic<bool>& any_ended);
+    void watch_links(const std::atomic<bool>& any_ended,
+                     const std::function<void(Link*)>& run_link);
     void acknowledged(bool in_sync);
-    void measure(uint64_t now_us);
+    unsigned measure(uint64_t now_us);
     Phase phase_of(const Source::Progress& progress) const;
     void judge();
     void set_phase(Phase phase, const std::string& error = "");
@@ -120,7 +126,12 @@ private:
     DrainRate rate_;
     bool came_in_sync_ = false; // and the phase does not say so yet
 
+    ConnectionCount count_;
+    uint64_t answered_ = 0;                       // bytes, for it
+    unsigned connections_ = options_.connections; // of the present session, or the next
+
     std::atomic<bool> started_{false}, ending_{false};
+    std::atomic<bool> give_up_{false}; // what opens connections: ending_, or the session is over
     std::condition_variable stopping_;
     std::thread supervisor_;
 };

@@ -40,6 +40,20 @@ Compress compress_param(const Json& params) {
     return mode == "auto" ? Compress::automatic : mode == "zstd" ? Compress::zstd : Compress::none;
 }
 
+void set_connections(SenderOptions& sending, const Json& params) {
+    constexpr uint64_t most = 16;
+    const Json number = params.value("connections", Json("auto"));
+    if (number == "auto") {
+        sending.most_connections = most;
+        return;
+    }
+    if (!number.is_number_unsigned() || number < 1 || number > most) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("parameter 'connections': auto or 1 to {} is expected", most));
+    }
+    sending.connections = sending.most_connections = number.get<unsigned>();
+}
+
 } // namespace
 
 SourceControl::SourceControl(const DiskContext& context, Forwarding& forwarding)
@@ -85,12 +99,8 @@ Json SourceControl::replicate(const Json& params) {
             ErrorKind::usage,
             "parameter 'to' is missing: an object with host and port, socket, or uri is expected");
     }
-    const uint64_t connections = rpc::optional_uint_param(params, "connections").value_or(2);
-    if (connections < 1 || connections > 16) {
-        throw Error(ErrorKind::usage, "parameter 'connections': 1 to 16 is expected");
-    }
-    SenderOptions sending{.migration = parse_migration_id(migration_param(params)).value(),
-                          .connections = static_cast<unsigned>(connections)};
+    SenderOptions sending{.migration = parse_migration_id(migration_param(params)).value()};
+    set_connections(sending, params);
     const std::string migration = migration_param(params);
     const uint64_t generation = rpc::uint_param(params, "generation");
     const Record attempt = context_.record.update(

@@ -39,6 +39,7 @@ public:
             sample_start_us_ = now_us;
         }
     }
+    void set_ceiling(uint64_t bytes) { ceiling_ = std::max(bytes, floor_); }
     // Nothing was in flight: time that passed says nothing about the link.
     void idle(uint64_t now_us) {
         sample_bytes_ = 0;
