@@ -587,7 +587,7 @@ unsigned Sender::measure(uint64_t now_us) {
         now.segments += segments.sent;
         now.retransmitted += segments.retransmitted;
     }
-    return count_.more(now, full && !late && !at_limit, connections_, now_us);
+    return count_.more(now, full && !at_limit, connections_, now_us);
 }
 
 // What is left to do decides, and the rates as they were measured last.

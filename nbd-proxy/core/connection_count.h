@@ -28,11 +28,12 @@ public:
             restart(now, now_us); // only a stream that was busy all the time says something
             return 0;
         }
-        if (now_us - began_us_ < period_us) {
+        const uint64_t elapsed_us = now_us - began_us_;
+        const uint64_t answered = now.answered_bytes - begin_.answered_bytes;
+        if (elapsed_us < shortest_us || (answered < enough_bytes && elapsed_us < longest_us)) {
             return 0;
         }
-        const uint64_t rate =
-            (now.answered_bytes - begin_.answered_bytes) * 1'000'000 / (now_us - began_us_);
+        const uint64_t rate = answered * 1'000'000 / elapsed_us;
         const uint64_t sent = now.segments - begin_.segments;
         const uint64_t again =
             now.retransmitted - std::min(now.retransmitted, begin_.retransmitted);
@@ -47,11 +48,13 @@ public:
         }
         tried_rate_ = rate;
         warming_up_ = true;
-        return std::min((connections + 1) / 2, most_ - connections);
+        return std::min(connections, most_ - connections);
     }
 
 private:
-    static constexpr uint64_t period_us = 2'000'000;
+    // Losses come in clusters, and answers in frames: what a rate is told from.
+    static constexpr uint64_t shortest_us = 2'000'000, longest_us = 10'000'000,
+                              enough_bytes = 4 << 20;
     static constexpr uint64_t lossy = 1000; // one segment in so many is sent again, at least
 
     void restart(const Totals& now, uint64_t now_us) {

@@ -46,13 +46,13 @@ TEST_CASE("connection count: grows while losses hold each connection back") {
     Model model{in_proportion, hundredth};
     CHECK(model.run(2) == 2);
     CHECK(model.run(60) == 16);
-    Model wide{[](unsigned n) { return std::min(n, 5U) * MiB; }, hundredth};
-    CHECK(wide.run(60) == 8); // the first number that was not faster than the one before
+    Model wide{[](unsigned n) { return std::min(n, 7U) * MiB; }, hundredth};
+    CHECK(wide.run(60) == 16); // 8 was faster than 4
 }
 
 TEST_CASE("connection count: a link that is full, or does not lose, keeps what it has") {
     Model full{[](unsigned) { return 20 * MiB; }, hundredth};
-    CHECK(full.run(120) == 3);
+    CHECK(full.run(120) == 4);
     Model clean{in_proportion, [](unsigned) { return 0; }};
     CHECK(clean.run(120) == 2);
     Model idle{in_proportion, hundredth};
