@@ -163,7 +163,8 @@ void add_migrate(Program& program) {
     command
         ->add_option("--stall-timeout",
                      options->stall_timeout_s,
-                     "Give up when the disks get no nearer for so many seconds; 0: never")
+                     "Give up when the disks, or then the memory, get no nearer for so many "
+                     "seconds; 0: never")
         ->type_name("S")
         ->take_last()
         ->check(CLI::Range(0, 31536000))

@@ -37,7 +37,7 @@ struct MigrateOptions {
     std::string compress = "auto";            // or zstd, none
     unsigned connections = 0;                 // of each disk's stream; 0: as the link needs
     std::chrono::seconds converge_timeout{0}; // 0: none
-    std::chrono::seconds stall_timeout{600};  // without progress of the disks; 0: none
+    std::chrono::seconds stall_timeout{600};  // without progress; 0: none
     // What new images there start from, paths at the destination: by disk.
     std::map<std::string, std::string> bases;
     bool verify = false;         // compare both sides as they were at the switchover

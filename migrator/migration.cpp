@@ -4,6 +4,7 @@
 
 #include "common/secrets.h"
 #include "migrator/driver.h"
+#include "migrator/memory_convergence.h"
 #include "migrator/paths.h"
 #include "migrator/vm_file.h"
 
@@ -45,13 +46,12 @@ std::string uri_of(std::string uri, const std::string& disk) {
     return uri;
 }
 
-Error not_converged(std::chrono::seconds limit, const MemoryProgress& memory) {
+Error not_converged(const std::string& since, const MemoryProgress& memory) {
     return Error(
         ErrorKind::timeout,
-        fmt::format("the memory does not converge within {} s (--converge-timeout): {} to go "
-                    "after {} passes, the link takes {}/s, the guest changes {}/s; a longer "
-                    "--downtime may help",
-                    limit.count(),
+        fmt::format("the memory does not converge: {}: {} to go after {} passes, the link takes "
+                    "{}/s, the guest changes {}/s; a longer --downtime may help",
+                    since,
                     format_size(memory.remaining_bytes),
                     memory.passes,
                     format_size(memory.send_rate),
@@ -347,11 +347,18 @@ asio::awaitable<void> Migration::get_forward_keys() {
     forward_keys_ = read_forward_key(answer, agent_.disks());
 }
 
-// Figures for the progress, until it is cancelled.
+// Figures for the progress, and whether there is any, until it is cancelled.
 asio::awaitable<void> Migration::show_memory() {
+    MemoryConvergence convergence(options_.stall_timeout);
     for (;;) {
         memory_ = co_await hypervisor_->progress();
         show_progress();
+        if (convergence.stalled(*memory_, Clock::now())) {
+            request_stop(not_converged(fmt::format("it gets no nearer for {} s (--stall-timeout)",
+                                                   options_.stall_timeout.count()),
+                                       *memory_));
+            co_return;
+        }
         co_await sleep_for(memory_interval);
     }
 }
@@ -374,7 +381,11 @@ asio::awaitable<void> Migration::watch_memory() {
         report_.times.paused = Clock::now();
     } catch (const Error& error) {
         const bool slow = error.kind() == ErrorKind::timeout && memory_;
-        failure = std::make_exception_ptr(slow ? not_converged(limit, *memory_) : error);
+        failure = std::make_exception_ptr(
+            slow ? not_converged(
+                       fmt::format("not ready after {} s (--converge-timeout)", limit.count()),
+                       *memory_)
+                 : error);
     } catch (...) {
         failure = std::current_exception(); // the other one must end before this frame does
     }

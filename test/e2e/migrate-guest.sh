@@ -15,8 +15,9 @@ lab_up
 lab_make_vm vm root=256M:32 data=96M
 disk_control() { "$LAB/at" src drover ctl vm/root "$@"; }
 "$LAB/at" src drover serve vm
+# start_guest [WORD...]: to its kernel
 start_guest() {
-    lab_start_guest vm src "$LAB/src/run/vm/root.sock" "$LAB/src/run/vm/data.sock" -- rec_rate=50
+    lab_start_guest vm src "$LAB/src/run/vm/root.sock" "$LAB/src/run/vm/data.sock" -- rec_rate=50 "$@"
     wait_for 180 grep -qs "guest: up" "$LAB/src/console.log"
     lab_start_client
     lab_wait_acknowledged 20
@@ -59,10 +60,14 @@ echo "# a VM that does not use the disks; then it does, and its memory does not 
 start
 finish 1
 expect_text err "nobody uses disk"
-start_guest
+start_guest dirty=24 dirty_rate=60
 start --max-bandwidth 2M --converge-timeout 15
 finish 1
 expect_text err "(--converge-timeout)"
+as_before
+start --stall-timeout 6
+finish 1
+expect_text err "the memory does not converge: it gets no nearer for 6 s (--stall-timeout)"
 as_before
 
 echo "# the guest powers itself off while its memory goes"
