@@ -93,6 +93,11 @@ UniqueFd signals() {
     return UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
 }
 
+// What an earlier process of this tunnel left.
+struct Left {
+    bool there = false, switched = false;
+};
+
 void make_folder(const std::string& folder) {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
@@ -101,11 +106,10 @@ void make_folder(const std::string& folder) {
     }
 }
 
-// What an earlier process of this tunnel left: whether it had switched.
-bool was_switched(const TunnelFiles& files, const PutUp& now) {
+Left what_is_left(const TunnelFiles& files, const PutUp& now) {
     const auto bytes = read_whole_file(files.state);
     if (!bytes) {
-        return false;
+        return {};
     }
     const PutUp before = parse_put_up(*bytes, files.state);
     if (before.role != now.role || before.identity != now.identity || before.at != now.at) {
@@ -115,7 +119,7 @@ bool was_switched(const TunnelFiles& files, const PutUp& now) {
                                 files.state,
                                 now.tunnel));
     }
-    return before.switched;
+    return {true, before.switched};
 }
 
 class Daemon : private Surroundings {
@@ -132,7 +136,8 @@ public:
                      options_.end.role == Role::away ? table_name(options_.name) : "",
                      false};
         make_folder(files_.folder);
-        put_up.switched = options_.end.switched = was_switched(files_, put_up);
+        const Left left = what_is_left(files_, put_up);
+        put_up.switched = options_.end.switched = left.switched;
         control_.emplace(files_.socket,
                          [this](const rpc::Request& request) { return call(request); });
         tap_ = open_tap();
@@ -158,7 +163,9 @@ public:
                           now);
             link_->set_phase(end_->phase(), now);
         } catch (...) {
-            take_down();
+            if (!left.there) { // else it is as it was left: for another try, or `cleanup`
+                take_down();
+            }
             throw;
         }
     }
@@ -200,9 +207,7 @@ private:
     }
     void switch_over(bool over) override { over ? helper_->switch_over() : helper_->switch_back(); }
 
-    void log(const std::string& text) const {
-        fmt::print(stderr, "drover-tunnel: {}: {}\n", options_.name, text);
-    }
+    void log(const std::string& text) const { log_line(options_.name, text); }
 
     void watch_link() {
         if (link_->up() != was_up_) {
@@ -243,6 +248,9 @@ private:
                             "down what is up",
                             options_.name));
         }
+        if ((polls_[2].revents & (POLLERR | POLLHUP)) != 0) {
+            throw Error(ErrorKind::io, tap_.name + " was removed");
+        }
         if (polls_[2].revents != 0) {
             read_device();
         }
@@ -271,8 +279,13 @@ private:
     }
 
     rpc::Json call(const rpc::Request& request) {
-        rpc::only_params(request.params, {});
         const uint64_t now = clock_ms();
+        if (request.method == "rollback") {
+            rpc::only_params(request.params, {"certain"});
+            end_->rollback(rpc::bool_param(request.params, "certain", false), now);
+            return rpc::Json::object();
+        }
+        rpc::only_params(request.params, {});
         if (request.method == "status") {
             return status(now);
         }
@@ -280,8 +293,8 @@ private:
             end_->divert(now);
         } else if (request.method == "resume") {
             end_->resume(now);
-        } else if (request.method == "rollback") {
-            end_->rollback(now);
+        } else if (request.method == "hold") {
+            end_->hold();
         } else if (request.method == "close") {
             end_->close("told to close", now);
         } else {
@@ -303,7 +316,7 @@ private:
                 {"role", options_.end.role == Role::home ? "home" : "away"},
                 {"device", tap_.name},
                 {"phase", phase_name(end_->phase())},
-                {"peer_phase", phase_name(end_->peer())},
+                {"peer_phase", end_->peer() ? rpc::Json(phase_name(*end_->peer())) : rpc::Json()},
                 {"link",
                  {{"up", link.up},
                   {"error", link.error.empty() ? rpc::Json() : rpc::Json(link.error)},
@@ -361,6 +374,11 @@ private:
 };
 
 } // namespace
+
+void log_line(const std::string& tunnel, const std::string& text) {
+    const std::string line = fmt::format("drover-tunnel: {}: {}\n", tunnel, text);
+    std::fwrite(line.data(), 1, line.size(), stderr); // a full disk, or a reader that has gone
+}
 
 void run_daemon(DaemonOptions options) {
     ::signal(SIGPIPE, SIG_IGN); // whoever reads what is logged may go

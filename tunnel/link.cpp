@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 
@@ -54,6 +55,17 @@ UniqueFd udp_socket(int family) {
         throw_errno("a UDP socket");
     }
     set_options(fd.get(), family);
+    return fd;
+}
+
+UniqueFd copy_of(int socket) {
+    UniqueFd fd(::fcntl(socket, F_DUPFD_CLOEXEC, 3));
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    if (!fd || ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+        throw_errno("--listen-fd");
+    }
+    set_options(fd.get(), address.ss_family);
     return fd;
 }
 
@@ -122,7 +134,8 @@ Link::Link(LinkOptions options, Events events, uint64_t now_ms)
     if (options_.dials) {
         dial(now_ms);
     } else {
-        listener_ = listen_on(options_.address);
+        listener_ =
+            options_.listener >= 0 ? copy_of(options_.listener) : listen_on(options_.address);
     }
 }
 

@@ -32,6 +32,7 @@ SocketAddress parse_socket_address(const std::string& text);
 struct LinkOptions {
     bool dials = false; // else it listens
     SocketAddress address;
+    int listener = -1; // instead of an address to listen at: a bound UDP socket, which stays open
     Psk psk;
     std::array<uint8_t, 16> identity{}; // of the NIC; the peer must have the same
     uint64_t rekey_ms = 3'600'000;      // the dialling end replaces a session after that

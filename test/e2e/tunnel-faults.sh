@@ -94,6 +94,22 @@ sleep 1
 expect 1 tunnel src rollback
 expect_text err "the VM runs at the other end"
 
+echo "# back home, and there again"
+for way in home there; do
+    vm_plug none
+    if [[ $way == home ]]; then
+        tunnel dst hold
+        vm_plug src
+        tunnel src rollback --certain
+        wait_for 10 rolled_back
+    else
+        tunnel src divert
+        vm_plug dst
+        tunnel dst resume
+    fi
+    sleep 1
+done
+
 echo "# noise, and what looks like DTLS, at the listening port"
 at client "$lab_bin/flows" noise 10.2.0.2 4789 2000
 sleep 2
@@ -120,10 +136,21 @@ echo "# the away end is killed: what the VM sends from its old address goes nowh
 kill -9 "$away"
 wait_for 10 eventually_gone "$away"
 sleep 1
-tunnel_away
+tunnel_away --restart
 [[ $(status dst .phase) == resumed ]] || fail "it forgot that the VM runs: $(status dst .phase)"
 wait_for 30 linked
 sleep 3
+
+echo "# killed where it is to start again, and its device removed"
+for harm in kill remove; do
+    before=$(status dst .pid)
+    if [[ $harm == kill ]]; then kill -9 "$before"; else net dst link delete "$(status dst .device)"; fi
+    another() { [[ $(status dst .pid) =~ ^[0-9]+$ && $(status dst .pid) != "$before" ]]; }
+    wait_for 20 another
+    [[ $(status dst .phase) == resumed ]] || fail "it forgot that the VM runs: $(status dst .phase)"
+    wait_for 30 linked
+    sleep 2
+done
 at gw2 nft list table inet site | grep -E 'saddr.*packets [1-9]' && fail "the old address was seen at the new site"
 
 echo "# the path becomes narrow, and no ICMP tells of it"
