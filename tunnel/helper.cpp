@@ -177,7 +177,7 @@ void serve(int socket, const HelperOptions& options) {
 
 TunnelFiles TunnelFiles::of(const std::string& tunnel) {
     if (tunnel.empty() || tunnel.front() == '.' || tunnel.find('/') != std::string::npos ||
-        tunnel.size() > 64) {
+        tunnel.size() > 80) {
         throw Error(ErrorKind::usage, fmt::format("'{}' is no name for a tunnel", tunnel));
     }
     const char* const run = std::getenv("DROVER_RUN");
