@@ -237,7 +237,7 @@ bool valid_address(std::string_view address) {
            whole_number(address.substr(slash + 1), ip.find(':') == std::string::npos ? 32 : 128);
 }
 
-bool valid_gateway(std::string_view address) {
+bool valid_ip(std::string_view address) {
     return ip_address(std::string(address));
 }
 

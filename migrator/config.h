@@ -30,7 +30,7 @@ bool valid_bridge(std::string_view bridge);
 // An address of an interface, "10.1.0.10/24" or "2001:db8::10/64".
 bool valid_address(std::string_view address);
 // An address alone.
-bool valid_gateway(std::string_view address);
+bool valid_ip(std::string_view address);
 
 // Where a disk's content is: exactly one of the two is set.
 struct DiskStore {
@@ -47,8 +47,9 @@ struct NicSpec {
     std::string mac;    // lower case
     std::string bridge; // empty: the template does not need one
     std::vector<std::string> addresses;
-    std::vector<std::string> gateways; // outside of the addresses' networks
-    std::string home_bridge;           // here, never sent; empty: as `bridge`
+    std::vector<std::string> gateways;    // outside of the addresses' networks
+    std::vector<std::string> link_locals; // its own that are not made from its MAC
+    std::string home_bridge;              // here, never sent; empty: as `bridge`
 };
 
 // What becomes of connections to the addresses of a VM that moves.

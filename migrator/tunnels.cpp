@@ -218,6 +218,9 @@ void add_nic(std::vector<std::string>& argv, const NicSpec& nic) {
     for (const std::string& gateway : nic.gateways) {
         argv.insert(argv.end(), {"--gateway", gateway});
     }
+    for (const std::string& link_local : nic.link_locals) {
+        argv.insert(argv.end(), {"--link-local", link_local});
+    }
 }
 
 void start_end(const SiteConfig& site,

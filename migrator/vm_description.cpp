@@ -96,7 +96,7 @@ std::vector<std::string> check_list(const Json& params,
 }
 
 NicSpec check_nic(const SiteConfig& site, const Json& params) {
-    rpc::only_params(params, {"mac", "bridge", "addresses", "gateways"});
+    rpc::only_params(params, {"mac", "bridge", "addresses", "gateways", "link_locals"});
     NicSpec nic;
     nic.mac = rpc::string_param(params, "mac");
     nic.bridge = rpc::optional_string_param(params, "bridge").value_or("");
@@ -117,18 +117,24 @@ NicSpec check_nic(const SiteConfig& site, const Json& params) {
                    fmt::format("NIC {}: addresses with a prefix length are expected", nic.mac));
     nic.gateways = check_list(params,
                               "gateways",
-                              valid_gateway,
+                              valid_ip,
                               fmt::format("NIC {}: addresses of gateways are expected", nic.mac));
+    nic.link_locals = check_list(params,
+                                 "link_locals",
+                                 valid_ip,
+                                 fmt::format("NIC {}: link-local addresses are expected", nic.mac));
     return nic;
 }
 
 void check_carried(const SiteConfig& site, const NicSpec& nic) {
-    if (std::max(nic.addresses.size(), nic.gateways.size()) > site.limits.addresses) {
-        refuse(fmt::format("NIC {} has {} addresses and {} gateways: limits.addresses of {} allows "
-                           "{} of each in a tunnel",
+    if (std::max({nic.addresses.size(), nic.gateways.size(), nic.link_locals.size()}) >
+        site.limits.addresses) {
+        refuse(fmt::format("NIC {} has {} addresses, {} gateways and {} link-local addresses: "
+                           "limits.addresses of {} allows {} of each in a tunnel",
                            nic.mac,
                            nic.addresses.size(),
                            nic.gateways.size(),
+                           nic.link_locals.size(),
                            site.path,
                            site.limits.addresses));
     }
@@ -301,6 +307,9 @@ Json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks) {
         }
         if (!nic.gateways.empty()) {
             entry["gateways"] = nic.gateways;
+        }
+        if (!nic.link_locals.empty()) {
+            entry["link_locals"] = nic.link_locals;
         }
         described["nics"].push_back(entry);
     }

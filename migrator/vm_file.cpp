@@ -115,14 +115,19 @@ NicSpec read_nic(ConfigTable& table) {
                                    address));
         }
     }
-    nic.gateways = table.strings("gateways");
-    for (const std::string& gateway : nic.gateways) {
-        if (!valid_gateway(gateway)) {
-            table.fail(
-                "gateways",
-                fmt::format("addresses such as \"fe80::1\" are expected, not \"{}\"", gateway));
+    const auto plain_addresses = [&table](const char* key) {
+        std::vector<std::string> found = table.strings(key);
+        for (const std::string& address : found) {
+            if (!valid_ip(address)) {
+                table.fail(
+                    key,
+                    fmt::format("addresses such as \"fe80::1\" are expected, not \"{}\"", address));
+            }
         }
-    }
+        return found;
+    };
+    nic.gateways = plain_addresses("gateways");
+    nic.link_locals = plain_addresses("link-locals");
     nic.home_bridge = table.string("home-bridge").value_or("");
     if (table.has("home-bridge") && !valid_bridge(nic.home_bridge)) {
         table.fail("home-bridge",
@@ -433,6 +438,9 @@ std::string to_toml(const VmFile& vm) {
         }
         if (!nic.gateways.empty()) {
             text += fmt::format("gateways = {}\n", quoted(nic.gateways));
+        }
+        if (!nic.link_locals.empty()) {
+            text += fmt::format("link-locals = {}\n", quoted(nic.link_locals));
         }
         if (!nic.home_bridge.empty()) {
             text += fmt::format("home-bridge = {}\n", quoted(nic.home_bridge));

@@ -6,6 +6,7 @@
 #include "tunnel/control_socket.h"
 #include "tunnel/core/rules.h"
 #include "tunnel/helper.h"
+#include "tunnel/log.h"
 #include "tunnel/tap.h"
 
 #include <chrono>
@@ -93,11 +94,6 @@ UniqueFd signals() {
     return UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
 }
 
-// What an earlier process of this tunnel left.
-struct Left {
-    bool there = false, switched = false;
-};
-
 void make_folder(const std::string& folder) {
     std::error_code error;
     std::filesystem::create_directories(folder, error);
@@ -106,12 +102,13 @@ void make_folder(const std::string& folder) {
     }
 }
 
-Left what_is_left(const TunnelFiles& files, const PutUp& now) {
+// What an earlier process of this tunnel left.
+std::optional<PutUp> what_is_left(const TunnelFiles& files, const PutUp& now) {
     const auto bytes = read_whole_file(files.state);
     if (!bytes) {
-        return {};
+        return std::nullopt;
     }
-    const PutUp before = parse_put_up(*bytes, files.state);
+    PutUp before = parse_put_up(*bytes, files.state);
     if (before.role != now.role || before.identity != now.identity || before.at != now.at) {
         throw Error(ErrorKind::refused,
                     fmt::format("{}: another tunnel of this name was put up and not taken down: "
@@ -119,7 +116,7 @@ Left what_is_left(const TunnelFiles& files, const PutUp& now) {
                                 files.state,
                                 now.tunnel));
     }
-    return {true, before.switched};
+    return before;
 }
 
 class Daemon : private Surroundings {
@@ -136,8 +133,9 @@ public:
                      options_.end.role == Role::away ? table_name(options_.name) : "",
                      false};
         make_folder(files_.folder);
-        const Left left = what_is_left(files_, put_up);
-        put_up.switched = options_.end.switched = left.switched;
+        const std::optional<PutUp> left = what_is_left(files_, put_up);
+        put_up = left.value_or(put_up);
+        options_.end.switched = put_up.switched;
         control_.emplace(files_.socket,
                          [this](const rpc::Request& request) { return call(request); });
         tap_ = open_tap();
@@ -163,7 +161,7 @@ public:
                           now);
             link_->set_phase(end_->phase(), now);
         } catch (...) {
-            if (!left.there) { // else it is as it was left: for another try, or `cleanup`
+            if (!left) { // else it is as it was left: for another try, or `cleanup`
                 take_down();
             }
             throw;
@@ -333,6 +331,7 @@ private:
                   {"udp", flows.count(FlowClass::udp)},
                   {"icmp", flows.count(FlowClass::icmp)},
                   {"other", flows.count(FlowClass::other)},
+                  {"live", flows.live()},
                   {"oldest_ms", optional(flows.oldest_ms(now))},
                   {"idle_ms", optional(flows.idle_ms(now))},
                   {"bytes_to_vm", flows.bytes_to_vm()},
@@ -374,11 +373,6 @@ private:
 };
 
 } // namespace
-
-void log_line(const std::string& tunnel, const std::string& text) {
-    const std::string line = fmt::format("drover-tunnel: {}: {}\n", tunnel, text);
-    std::fwrite(line.data(), 1, line.size(), stderr); // a full disk, or a reader that has gone
-}
 
 void run_daemon(DaemonOptions options) {
     ::signal(SIGPIPE, SIG_IGN); // whoever reads what is logged may go

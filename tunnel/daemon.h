@@ -15,9 +15,6 @@ struct DaemonOptions {
     std::string user = "nobody"; // runs as that one, once it is set up
 };
 
-// On stderr; nothing is thrown where that can't be written.
-void log_line(const std::string& tunnel, const std::string& text);
-
 // Runs until SIGTERM or SIGINT (which take down this end alone), or until both ends close. Needs
 // root. What an earlier process of this tunnel left is gone on with. Throws Error with nothing put
 // up that was not there before; or when it can't go on, and then for that.

@@ -23,7 +23,7 @@ constexpr int exit_failed = 1, exit_usage = 2;
 // What home and away are told, as text.
 struct Arguments {
     std::string name, at, address, mac, keep = "until-idle", keep_at_least = "2h";
-    std::vector<std::string> addresses, gateways;
+    std::vector<std::string> addresses, gateways, link_locals;
     std::string psk_file, user = "nobody", hold_age = "60";
     int psk_fd = -1, listen_fd = -1;
     bool restart = false, certain = false;
@@ -80,6 +80,13 @@ Nic nic_of(const Arguments& arguments) {
     for (const std::string& text : arguments.gateways) {
         nic.gateways.push_back(required(parse_ip(text), "--gateway", text));
     }
+    for (const std::string& text : arguments.link_locals) {
+        nic.link_locals.push_back(required(parse_ip(text), "--link-local", text));
+        if (!nic.link_locals.back().is_link_local()) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("--link-local: '{}' is in none of fe80::/10", text));
+        }
+    }
     return nic;
 }
 
@@ -112,6 +119,8 @@ void add_common(CLI::App& command, Arguments& arguments) {
         .add_option("--address", arguments.addresses, "ADDRESS/LENGTH: an old address; repeat it")
         ->required();
     command.add_option("--gateway", arguments.gateways, "an old gateway outside of these networks");
+    command.add_option(
+        "--link-local", arguments.link_locals, "the VM's own, where it is not made from its MAC");
     auto* const file =
         command.add_option("--psk-file", arguments.psk_file, "a file with the key: `user:hexkey`");
     auto* const fd =

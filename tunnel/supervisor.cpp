@@ -5,6 +5,7 @@
 #include "common/privilege.h"
 #include "common/unix_socket.h"
 #include "tunnel/helper.h"
+#include "tunnel/log.h"
 
 #include <chrono>
 

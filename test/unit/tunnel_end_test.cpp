@@ -331,10 +331,20 @@ TEST_CASE("it closes when it was told to, when the peer does, and when nothing u
     idle.away.end->resume(5000);
     idle.tell(5000);
     idle.home.frame(to_vm(1), 5000);
+    idle.away.frame(from_vm(1), 5000);
+    idle.deliver(5000);
     idle.home.end->tick(6000);
     CHECK(idle.home.end->phase() == Phase::diverted);
     idle.home.end->tick(5000 + 120'000);
     CHECK(idle.home.end->phase() == Phase::closing);
+
+    Pair scanned(options); // nobody answers
+    scanned.home.end->divert(0);
+    scanned.away.end->resume(0);
+    scanned.tell(0);
+    scanned.home.frame(to_vm(1), 1000);
+    scanned.home.end->tick(1001);
+    CHECK(scanned.home.end->phase() == Phase::closing);
 
     Side restarted(Role::away, [] {
         EndOptions switched;

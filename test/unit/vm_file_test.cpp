@@ -58,9 +58,13 @@ TEST_CASE("to_toml gives a text that reads back to the same") {
     vm.name = "web.1";
     vm.hypervisor = "qemu";
     vm.disks = {{"root", {"/dir with \"quotes\" and \\/img", ""}}, {"data", {"", "nbd://h:1/x"}}};
-    vm.nics = {
-        {"02:00:00:00:00:10", "br0", {"10.1.0.10/24", "2001:db8::10/64"}, {"fe80::1"}, "br-here"},
-        {"02:00:00:00:00:11", "", {}}};
+    vm.nics = {{"02:00:00:00:00:10",
+                "br0",
+                {"10.1.0.10/24", "2001:db8::10/64"},
+                {"fe80::1"},
+                {"fe80::77"},
+                "br-here"},
+               {"02:00:00:00:00:11", "", {}}};
     vm.network = {true, "12h", "10m"};
     vm.values = {{"memory", "2G"}, {"cpus", "4"}};
     vm.local = {{"qmp", "/run/q"}};
@@ -72,6 +76,7 @@ TEST_CASE("to_toml gives a text that reads back to the same") {
     CHECK(back.disks[1].store.uri == vm.disks[1].store.uri);
     CHECK(back.nics[0].addresses == vm.nics[0].addresses);
     CHECK(back.nics[0].gateways == vm.nics[0].gateways);
+    CHECK(back.nics[0].link_locals == vm.nics[0].link_locals);
     CHECK(back.nics[0].home_bridge == "br-here");
     CHECK(back.network.tunnel);
     CHECK(back.network.keep == "12h");

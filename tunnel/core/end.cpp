@@ -88,7 +88,7 @@ void End::from_peer(const Record& record, HoldQueue::Order order, uint64_t now_m
     if (const auto* const whole = std::get_if<WholeFrame>(&record)) {
         frame_from_peer(whole->frame, order, now_ms);
     } else if (const auto* const piece = std::get_if<Piece>(&record)) {
-        if (const auto frame = joiner_.add(*piece)) {
+        if (const auto frame = joiner_.add(*piece, order.first)) {
             frame_from_peer(*frame, order, now_ms);
         }
     }
@@ -280,8 +280,7 @@ uint64_t End::tick(uint64_t now_ms) {
         set_phase(Phase::ready); // the peer is gone; so is what it kept
     }
     if (phase_ == Phase::diverted && peer_ == Phase::resumed) {
-        const uint64_t live = flows_.count() - flows_.count(FlowClass::tcp_closing);
-        const std::string why = reason_to_end(options_.keep, live, now_ms - switched_ms_);
+        const std::string why = reason_to_end(options_.keep, flows_.live(), now_ms - switched_ms_);
         if (!why.empty()) {
             close(why, now_ms);
         }
