@@ -214,6 +214,9 @@ private:
         if (name == "supersede") {
             return destination_.supersede(std::move(params));
         }
+        if (name == "tunnel") {
+            return destination_.open_tunnels(std::move(params));
+        }
         return other_method(std::move(name), std::move(params));
     }
 

@@ -79,10 +79,16 @@ public:
     }
     // Of its list `disks`: one entry for each name.
     std::vector<Reader> disks(const DiskNames& names) const {
-        const Json& list = at("disks");
+        return entries("disks", "disk", names);
+    }
+    // The same of a list of things that are named otherwise.
+    std::vector<Reader>
+    entries(const char* key, const char* kind, const std::vector<std::string>& names) const {
+        const Json& list = at(key);
         std::vector<Reader> found;
         for (const std::string& name : names) {
-            found.emplace_back(entry(list, name), method_, fmt::format(" (disk {})", name));
+            found.emplace_back(
+                entry(list, kind, name), method_, fmt::format(" ({} {})", kind, name));
         }
         return found;
     }
@@ -95,7 +101,7 @@ private:
             fmt::format(
                 "the agent's answer to `{}` lacks '{}', or it is wrong{}", method_, key, about_));
     }
-    const Json& entry(const Json& list, const std::string& name) const {
+    const Json& entry(const Json& list, const char* kind, const std::string& name) const {
         if (list.is_array()) {
             for (const Json& one : list) {
                 const auto said = one.is_object() ? one.find("name") : one.end();
@@ -104,8 +110,9 @@ private:
                 }
             }
         }
-        throw Error(ErrorKind::peer,
-                    fmt::format("the agent's answer to `{}` leaves out disk {}", method_, name));
+        throw Error(
+            ErrorKind::peer,
+            fmt::format("the agent's answer to `{}` leaves out {} {}", method_, kind, name));
     }
 
     const Json& object_;
@@ -160,6 +167,18 @@ void read_hello(const Json& answer, uint64_t protocol, const std::string& host) 
 
 uint64_t read_check(const Json& answer, uint64_t ours) {
     return Reader(answer, "check").number("generation", 0, ours + largest_lead);
+}
+
+bool read_at_home(const Json& answer) {
+    return Reader(answer, "check").flag("at_home");
+}
+
+std::vector<DataPort> read_tunnel(const Json& answer, const std::vector<std::string>& macs) {
+    std::vector<DataPort> ports;
+    for (const Reader& nic : Reader(answer, "tunnel").entries("nics", "NIC", macs)) {
+        ports.push_back(nic.data_port());
+    }
+    return ports;
 }
 
 Prepared read_prepare(const Json& answer, const DiskNames& disks, bool with_memory) {

@@ -30,6 +30,12 @@ void read_hello(const rpc::Json& answer, uint64_t protocol, const std::string& h
 // could use them all up: it may be ahead by 2^32 at most.
 uint64_t read_check(const rpc::Json& answer, uint64_t ours);
 
+// Of `check`: the VM's tunnels lead to that host, which was the VM's before.
+bool read_at_home(const rpc::Json& answer);
+
+// Of `tunnel`: where the ends of these NICs listen, by their MACs.
+std::vector<DataPort> read_tunnel(const rpc::Json& answer, const std::vector<std::string>& macs);
+
 struct PreparedDisk {
     DataPort at;
     std::string refusal_hash;

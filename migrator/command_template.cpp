@@ -187,6 +187,12 @@ std::vector<std::string> expand_command(const HypervisorTemplate& hypervisor,
     return argv;
 }
 
+std::string expand_nic_word(const std::string& word, const CommandValues& values, size_t index) {
+    std::vector<std::string> expanded;
+    append_group(expanded, {word}, values, "nic", index);
+    return expanded.front();
+}
+
 std::optional<std::string> template_error(const std::vector<std::string>& words,
                                           TemplateGroup group,
                                           const std::map<std::string, std::string>& values) {

@@ -31,6 +31,9 @@ struct CommandValues {
 std::vector<std::string> expand_command(const HypervisorTemplate& hypervisor,
                                         const CommandValues& values);
 
+// A word about one NIC. Throws as above.
+std::string expand_nic_word(const std::string& word, const CommandValues& values, size_t index);
+
 // What is wrong with the words of one group, whatever VM comes; nullopt: nothing. For the check
 // when drover.toml is read.
 enum class TemplateGroup { command, disk, nic };

@@ -105,6 +105,7 @@ Limits read_limits(ConfigTable& table) {
     limits.disks = table.integer("disks", 1, 256).value_or(limits.disks);
     limits.disk_size = table.size("disk-size").value_or(limits.disk_size);
     limits.nics = table.integer("nics", 0, 256).value_or(limits.nics);
+    limits.addresses = table.integer("addresses", 1, 256).value_or(limits.addresses);
     limits.memory = table.size("memory").value_or(limits.memory);
     table.only_known();
     return limits;
@@ -123,6 +124,25 @@ Timeouts read_timeouts(ConfigTable& table) {
     seconds("hook", timeouts.hook);
     table.only_known();
     return timeouts;
+}
+
+TunnelSite read_tunnel(ConfigTable& table) {
+    TunnelSite found;
+    found.port =
+        table.required_string("port", "the name of a NIC's port, such as \"tap{nic.index}\"");
+    if (const auto error = template_error({found.port}, TemplateGroup::nic, {})) {
+        table.fail("port", *error);
+    }
+    found.networks = table.strings("networks");
+    for (const std::string& network : found.networks) {
+        if (!valid_address(network)) {
+            table.fail(
+                "networks",
+                fmt::format("networks such as \"10.1.0.0/16\" are expected, not \"{}\"", network));
+        }
+    }
+    table.only_known();
+    return found;
 }
 
 HypervisorTemplate read_hypervisor(ConfigTable& table) {
@@ -182,7 +202,7 @@ bool valid_name(std::string_view name) {
 }
 
 bool valid_disk_name(std::string_view name) {
-    constexpr std::array<std::string_view, 10> taken{"agent.lock",
+    constexpr std::array<std::string_view, 12> taken{"agent.lock",
                                                      "guardian.log",
                                                      "hypervisor.log",
                                                      "journal",
@@ -191,6 +211,8 @@ bool valid_disk_name(std::string_view name) {
                                                      "migrate",
                                                      "migrate.lock",
                                                      "qmp",
+                                                     "tunnel",
+                                                     "tunnel.log",
                                                      "vm.toml"};
     return valid_name(name) && std::find(taken.begin(), taken.end(), name) == taken.end();
 }
@@ -213,6 +235,10 @@ bool valid_address(std::string_view address) {
     const std::string ip(address.substr(0, slash));
     return ip_address(ip) &&
            whole_number(address.substr(slash + 1), ip.find(':') == std::string::npos ? 32 : 128);
+}
+
+bool valid_ip(std::string_view address) {
+    return ip_address(std::string(address));
 }
 
 std::map<std::string, std::string> value_patterns(const SiteConfig& site,
@@ -262,6 +288,9 @@ SiteConfig parse_site_config(std::string_view text, const std::string& path) {
     site.socket_mode = read_mode(root, site.socket_group.empty() ? 0600 : 0660);
     if (auto limits = root.table("limits")) {
         site.limits = read_limits(*limits);
+    }
+    if (auto tunnel = root.table("tunnel")) {
+        site.tunnel = read_tunnel(*tunnel);
     }
     if (auto timeouts = root.table("timeouts")) {
         site.timeouts = read_timeouts(*timeouts);

@@ -29,6 +29,8 @@ bool valid_mac(std::string_view mac);
 bool valid_bridge(std::string_view bridge);
 // An address of an interface, "10.1.0.10/24" or "2001:db8::10/64".
 bool valid_address(std::string_view address);
+// An address alone.
+bool valid_ip(std::string_view address);
 
 // Where a disk's content is: exactly one of the two is set.
 struct DiskStore {
@@ -45,6 +47,15 @@ struct NicSpec {
     std::string mac;    // lower case
     std::string bridge; // empty: the template does not need one
     std::vector<std::string> addresses;
+    std::vector<std::string> gateways;    // outside of the addresses' networks
+    std::vector<std::string> link_locals; // its own that are not made from its MAC
+    std::string home_bridge;              // here, never sent; empty: as `bridge`
+};
+
+// What becomes of connections to the addresses of a VM that moves.
+struct NetworkSpec {
+    bool tunnel = false; // a tunnel keeps them, for each NIC with addresses (drover-tunnel(1))
+    std::string keep = "until-idle", keep_at_least = "2h"; // as drover-tunnel takes them
 };
 
 // Commands at the source, each an argv (empty: none), run without a shell. Their environment:
@@ -63,6 +74,7 @@ struct VmFile {
     std::string hypervisor;      // "qemu" or "none"
     std::vector<DiskSpec> disks; // at least one; the first one's record decides for all
     std::vector<NicSpec> nics;
+    NetworkSpec network;
     // What the destination's template is filled with, "memory" = "256M": sent to the peer.
     std::map<std::string, std::string> values;
     // For this host alone, never sent: "qmp" = path of the running VM's QMP socket.
@@ -91,7 +103,14 @@ struct Limits {
     uint64_t disks = 16;
     uint64_t disk_size = 64 * TiB;
     uint64_t nics = 16;
+    uint64_t addresses = 16; // of a NIC that a tunnel carries; and as many gateways
     uint64_t memory = 4 * TiB;
+};
+
+// Tunnels to VMs that come in.
+struct TunnelSite {
+    std::string port;                  // of a NIC, a template; empty: no tunnels
+    std::vector<std::string> networks; // that their addresses must be in; empty: any
 };
 
 struct Timeouts {
@@ -112,6 +131,7 @@ struct SiteConfig {
     std::string socket_group;         // of the VM's NBD socket; empty: unchanged
     mode_t socket_mode = 0600;
     Limits limits;
+    TunnelSite tunnel;
     Timeouts timeouts;
     std::map<std::string, HypervisorTemplate> hypervisors; // by name; "none" has none
 };

@@ -5,6 +5,7 @@
 #include "migrator/agent_params.h"
 #include "migrator/command_template.h"
 #include "migrator/paths.h"
+#include "migrator/tunnels.h"
 #include "nbd-proxy/record_store.h"
 
 #include <algorithm>
@@ -16,6 +17,7 @@ namespace {
 using rpc::Json;
 
 constexpr const char* memory_user = "migration-memory";
+constexpr const char* tunnel_user = "migration-tunnel";
 constexpr milliseconds destroy_patience{15000};
 constexpr milliseconds run_patience{20000};
 constexpr milliseconds adopt_patience{5000};
@@ -177,7 +179,7 @@ Json Destination::check(const Json& params) {
         disk->check();
         generation = std::max(generation, disk->generation());
     }
-    return {{"generation", generation}};
+    return {{"generation", generation}, {"at_home", has_tunnel(tunnel_ends(vm_.name), true)}};
 }
 
 asio::awaitable<Json> Destination::prepare(Json params) {
@@ -338,6 +340,62 @@ asio::awaitable<Json> Destination::incoming() {
     co_return Json::object();
 }
 
+// After `incoming`: the VM's ports may be the hypervisor's own.
+asio::awaitable<Json> Destination::open_tunnels(Json params) {
+    rpc::only_params(params, {"psk_key"});
+    require_not_promoted("tunnel");
+    const std::string psk_key = hex_param(params, "psk_key", 64);
+    if (!vm_.tunnel || !hypervisor_) {
+        throw Error(ErrorKind::state,
+                    vm_.tunnel ? "tunnel: no hypervisor was started"
+                               : "tunnel: the VM was to come without one");
+    }
+    co_await settle_tunnels(vm_.name, false); // what an earlier attempt has left
+    Json answer{{"nics", Json::array()}};
+    std::function<void()> work = [this, psk_key, &answer] {
+        if (has_tunnel(tunnel_ends(vm_.name), true)) {
+            throw Error(ErrorKind::state,
+                        fmt::format("a tunnel of {} is at home here, from when it left: "
+                                    "`drover-tunnel close {}` ends it",
+                                    vm_.name,
+                                    Paths::tunnel_name(vm_.name, 0)));
+        }
+        for (size_t i = 0; i < vm_.nics.size(); ++i) {
+            if (vm_.nics[i].addresses.empty()) {
+                continue;
+            }
+            const Listener socket = listen_udp(site_);
+            const TunnelKey key{tunnel_user, psk_key};
+            start_away_end(
+                site_, vm_.name, i, vm_.nics[i], key, tunnel_port(site_, vm_, i), socket.fd.get());
+            answer["nics"].push_back(
+                {{"name", vm_.nics[i].mac}, {"port", socket.port}, {"psk_user", tunnel_user}});
+        }
+    };
+    co_await on_a_thread(std::move(work));
+    co_return answer;
+}
+
+// The VM runs here. It does so too where this fails: `finish` tries it again.
+asio::awaitable<void> Destination::take_frames_in() const {
+    try {
+        co_await take_tunnels_in(vm_.name);
+    } catch (const Error& error) {
+        fmt::print(stderr, "drover agent: warning: {}\n", error.what());
+    }
+}
+
+asio::awaitable<void> Destination::settle(bool here) const {
+    if (!has_hypervisor()) {
+        co_return; // the VM stays where it is
+    }
+    try {
+        co_await settle_tunnels(vm_.name, here);
+    } catch (const Error& error) {
+        fmt::print(stderr, "drover agent: warning: {}\n", error.what());
+    }
+}
+
 asio::awaitable<Json> Destination::loaded() {
     require_not_promoted("loaded");
     if (!hypervisor_) {
@@ -367,6 +425,9 @@ asio::awaitable<Json> Destination::run(Json params) {
     const bool paused = rpc::bool_param(params, "paused", false);
     co_await takeover_->run(paused);
     runs_ = true;
+    if (has_hypervisor()) {
+        co_await take_frames_in();
+    }
     try_to_keep_vm_file(); // should this host or its agent die before `finish`
     co_return Json::object();
 }
@@ -452,6 +513,7 @@ asio::awaitable<void> Destination::promote_rest() {
     if (hypervisor_ && hypervisor_->ready()) {
         co_await takeover_->run(false);
         runs_ = true;
+        co_await take_frames_in();
     }
     try_to_keep_vm_file();
 }
@@ -470,6 +532,7 @@ asio::awaitable<uint64_t> Destination::promote_by_force() {
         co_await takeover_->run(false);
         runs_ = true;
     }
+    co_await settle(runs_);
     try_to_keep_vm_file();
     co_await end_journal();
     stage_ = Stage::over;
@@ -484,6 +547,7 @@ asio::awaitable<void> Destination::supersede_at(uint64_t generation) {
     if (hypervisor_) {
         co_await hypervisor_->destroy(destroy_patience);
     }
+    co_await settle(false);
     co_await end_journal();
     stage_ = Stage::over;
 }
@@ -495,6 +559,7 @@ asio::awaitable<void> Destination::remove_all() {
     for (const auto& disk : disks_) {
         removing.push_back(disk->remove());
     }
+    removing.push_back(settle(false));
     co_await all_to_the_end(std::move(removing));
     co_await end_journal();
 }
@@ -506,6 +571,7 @@ asio::awaitable<void> Destination::put_down() {
     if (hypervisor_) {
         co_await hypervisor_->destroy(destroy_patience);
     }
+    co_await settle(false);
     for (const auto& disk : disks_) {
         co_await disk->put_down();
     }
@@ -520,6 +586,7 @@ asio::awaitable<Json> Destination::finish() {
     co_await takeover_->finish();
     if (disks_.front()->is_of_this_migration()) { // else it has moved on since
         keep_vm_file();
+        co_await settle(true);
     }
     co_await end_journal();
     stage_ = Stage::over;

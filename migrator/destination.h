@@ -32,6 +32,7 @@ public:
     asio::awaitable<rpc::Json> prepare(rpc::Json params);
     asio::awaitable<rpc::Json> take_over(rpc::Json params);
     asio::awaitable<rpc::Json> incoming();
+    asio::awaitable<rpc::Json> open_tunnels(rpc::Json params);
     asio::awaitable<rpc::Json> loaded();
     asio::awaitable<rpc::Json> promote(rpc::Json params);
     asio::awaitable<rpc::Json> run(rpc::Json params);
@@ -84,6 +85,8 @@ private:
     asio::awaitable<void> remove_all();
     asio::awaitable<void> put_down();
     asio::awaitable<void> end_journal();
+    asio::awaitable<void> take_frames_in() const;
+    asio::awaitable<void> settle(bool here) const;
     void keep_vm_file() const;
     void try_to_keep_vm_file() const;
     bool has_hypervisor() const { return !disk_only_ && vm_.hypervisor != "none"; }

@@ -5,13 +5,15 @@
 #include "migrator/config.h"
 #include "migrator/driver.h"
 #include "migrator/sides.h"
+#include "migrator/tunnels.h"
 
 namespace drover {
 
 class DrivenVm : public VmAtSource {
 public:
-    // Both outlive it.
-    DrivenVm(OutgoingVm& driver, const Timeouts& timeouts) : driver_(driver), timeouts_(timeouts) {}
+    // Driver and timeouts outlive it.
+    DrivenVm(std::string vm, OutgoingVm& driver, const Timeouts& timeouts)
+        : vm_(std::move(vm)), driver_(driver), timeouts_(timeouts) {}
 
     // For whoever has not described it: with the notes of the journal. Where that throws, the VM
     // counts as one that is there and does not answer.
@@ -38,6 +40,9 @@ public:
         }
         throw_if_silent();
         co_await driver_.cancel(resume_patience);
+        if (driver_.has_memory()) {
+            co_await take_frames_in();
+        }
     }
     asio::awaitable<void> destroy() override {
         throw_if_silent();
@@ -54,8 +59,18 @@ private:
         }
     }
 
+    // Before the destination closes its end. What fails here is told when the tunnels are settled.
+    asio::awaitable<void> take_frames_in() {
+        try {
+            co_await take_tunnels_in(vm_);
+            co_await wait_for_kept_frames(vm_);
+        } catch (const Error&) {
+        }
+    }
+
     static constexpr milliseconds resume_patience{20000};
 
+    const std::string vm_;
     OutgoingVm& driver_;
     const Timeouts& timeouts_;
     bool reattached_ = false, paused_ = false;

@@ -6,6 +6,7 @@
 #include "migrator/driver.h"
 #include "migrator/memory_convergence.h"
 #include "migrator/paths.h"
+#include "migrator/tunnels.h"
 #include "migrator/vm_file.h"
 
 #include <algorithm>
@@ -112,6 +113,7 @@ asio::awaitable<void> Migration::check() {
     for (const std::string& warning : hypervisor_->warnings()) {
         say("warning", warning);
     }
+    co_await look_for_tunnels();
     co_await run_hook(
         "pre-check", vm_.hooks.pre_check, hook_environment(), patience(site_.timeouts.hook));
     if (!to_plain_server()) {
@@ -171,6 +173,29 @@ asio::awaitable<void> Migration::check_peer() {
     add_bases(params);
     const Json answer = co_await agent_.call("check", std::move(params), call_patience);
     burn_above(read_check(answer, report_.generation));
+    if (leads_home_ && !read_at_home(answer)) {
+        throw Error(ErrorKind::refused,
+                    fmt::format("the tunnel of {0} leads to the site that it came from, which is "
+                                "not {1}, and can't follow it on from here: `drover-tunnel close "
+                                "{2}` ends it, and the connections to the old addresses with it",
+                                vm_.name,
+                                options_.peer.host,
+                                Paths::tunnel_name(vm_.name, 0)));
+    }
+}
+
+asio::awaitable<void> Migration::look_for_tunnels() {
+    if (!hypervisor_->has_memory()) {
+        co_return;
+    }
+    std::function<void()> work = [this] {
+        leads_home_ = has_tunnel(tunnel_ends(vm_.name), false);
+        wants_tunnel_ = vm_.network.tunnel && !leads_home_;
+        if (wants_tunnel_) {
+            check_home_ends(vm_);
+        }
+    };
+    co_await on_a_thread(std::move(work));
 }
 
 // --- prepare: the destination's disks, and a stream to each
@@ -322,6 +347,9 @@ asio::awaitable<void> Migration::memory() {
     if (!hypervisor_->has_memory()) {
         co_return;
     }
+    if (wants_tunnel_) {
+        co_await open_tunnels();
+    }
     MemoryLink link;
     link.host = data_address_;
     link.port = prepared_.memory.value().port;
@@ -339,6 +367,32 @@ asio::awaitable<void> Migration::incoming() {
     Json none = Json::object();
     const milliseconds limit = patience(site_.timeouts.start) + call_patience;
     co_await agent_.call("incoming", std::move(none), limit);
+}
+
+// Both ends are up, and have heard of each other, before the VM is paused.
+asio::awaitable<void> Migration::open_tunnels() {
+    TunnelKey key{"", random_hex(32)};
+    std::vector<size_t> nics;
+    std::vector<std::string> macs;
+    for (size_t i = 0; i < vm_.nics.size(); ++i) {
+        if (!vm_.nics[i].addresses.empty()) {
+            nics.push_back(i);
+            macs.push_back(vm_.nics[i].mac);
+        }
+    }
+    Json params{{"psk_key", key.key}};
+    const milliseconds limit = patience(site_.timeouts.start) * nics.size() + call_patience;
+    const Json answer = co_await agent_.call("tunnel", std::move(params), limit);
+    const std::vector<DataPort> there = read_tunnel(answer, macs);
+    co_await settle_tunnels(vm_.name, true); // what an earlier attempt has left
+    std::function<void()> work = [this, key, nics, there]() mutable {
+        for (size_t i = 0; i < nics.size(); ++i) {
+            key.user = there[i].psk_user;
+            start_home_end(site_, vm_, nics[i], key, data_address_, there[i].port);
+        }
+        wait_for_links(vm_.name, site_.timeouts.connect);
+    };
+    co_await on_a_thread(std::move(work));
 }
 
 asio::awaitable<void> Migration::get_forward_keys() {
@@ -433,6 +487,7 @@ asio::awaitable<void> Migration::switch_over() {
     if (!hypervisor_->has_memory()) {
         report_.times.paused = Clock::now();
     } else {
+        co_await let_tunnels_go(vm_.name);
         journal_->note(Json{{"hypervisor_notes", hypervisor_->notes()}}); // paused by now?
     }
     Switchover switchover(parts(), [this](Moment moment) { tell_moment(moment); });

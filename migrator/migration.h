@@ -69,6 +69,8 @@ private:
     asio::awaitable<void> prepare_agent();
     void add_bases(Json& params) const;
     asio::awaitable<void> incoming();
+    asio::awaitable<void> look_for_tunnels();
+    asio::awaitable<void> open_tunnels();
     asio::awaitable<void> show_memory();
     asio::awaitable<void> watch_memory();
     asio::awaitable<void> get_forward_keys();
@@ -132,7 +134,9 @@ private:
     std::unique_ptr<Journal> journal_; // once something is touched
     bool agent_prepared_ = false;      // a refusal is owed, whatever came back
     std::string data_address_, psk_key_;
-    Prepared prepared_; // by disk, as the next one
+    bool wants_tunnel_ = false; // to be opened by this migration
+    bool leads_home_ = false;   // there are tunnels to the site that the VM came from
+    Prepared prepared_;         // by disk, as the next one
     std::vector<ForwardKey> forward_keys_;
     std::vector<uint64_t> handover_lsns_;
     std::optional<MemoryProgress> memory_;

@@ -4,6 +4,7 @@
 #include "migrator/migration.h"
 #include "migrator/paths.h"
 #include "migrator/serve.h"
+#include "migrator/tunnels.h"
 #include "nbd-proxy/record_store.h"
 
 #include <asio/this_coro.hpp>
@@ -29,6 +30,9 @@ asio::awaitable<void> Migration::finish() {
     }
     Recovery::Trouble trouble = [this](const std::string& text) { troubles_.push_back(text); };
     co_await let_go(parts(), std::move(trouble));
+    if (hypervisor_->has_memory()) {
+        co_await attempt("", settle_tunnels(vm_.name, false));
+    }
     co_await wait_for_network();
     co_await agent_.end();
     if (!options_.disk_only || options_.release_source) {
@@ -82,6 +86,8 @@ asio::awaitable<void> Migration::take_figures() {
     }
     if (hypervisor_->has_memory()) {
         co_await attempt("", take_memory_figures());
+        std::function<void()> look = [this] { report_.tunnels = tunnel_ends(vm_.name); };
+        co_await attempt("", on_a_thread(std::move(look)));
     }
 }
 
@@ -168,6 +174,9 @@ asio::awaitable<void> Migration::go_back() {
     co_await wait_for_network();
     stuck_ = recovery.stuck();
     if (!stuck_) {
+        if (hypervisor_->has_memory()) {
+            co_await attempt("", settle_tunnels(vm_.name, true));
+        }
         co_await attempt("", failed_hook());
     }
     if (!recovery.more_to_do()) {

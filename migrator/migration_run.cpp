@@ -36,7 +36,8 @@ Migration::Migration(asio::any_io_executor executor,
       downtime_ms_(options.downtime_ms), max_bandwidth_(options.max_bandwidth), changed_(executor),
       // --disk-only: the VM stays
       hypervisor_(options.disk_only ? std::make_unique<NoneOutgoing>() : make_outgoing(vm)),
-      vm_here_(*hypervisor_, site.timeouts), agent_(executor, site, options.peer, agent_events()) {
+      vm_here_(vm.name, *hypervisor_, site.timeouts),
+      agent_(executor, site, options.peer, agent_events()) {
     report_.vm = vm.name;
     report_.from = host_name();
     report_.to = destination();
@@ -279,7 +280,11 @@ Json Migration::vm_description() const {
         entry.block_size = disk->status().value("block_size", uint64_t{0});
         disks.push_back(std::move(entry));
     }
-    return describe(vm_, disks);
+    Json described = describe(vm_, disks);
+    if (wants_tunnel_) {
+        described["tunnel"] = true;
+    }
+    return described;
 }
 
 std::string Migration::destination() const {

@@ -91,6 +91,18 @@ std::string Paths::qmp_socket(const std::string& vm) const {
 std::string Paths::hypervisor_log(const std::string& vm) const {
     return vm_state(vm) + "/hypervisor.log";
 }
+std::string Paths::tunnel_name(const std::string& vm, size_t nic) {
+    return vm + ".nic" + std::to_string(nic);
+}
+std::string Paths::tunnel_control(const std::string& name) const {
+    return run + "/" + name + "/tunnel.ctl";
+}
+std::string Paths::tunnel_state(const std::string& name) const {
+    return run + "/" + name + "/tunnel.state";
+}
+std::string Paths::tunnel_log(const std::string& vm) const {
+    return vm_state(vm) + "/tunnel.log";
+}
 std::string Paths::migrate_socket(const std::string& vm) const {
     return vm_run(vm) + "/migrate.sock";
 }
@@ -116,6 +128,7 @@ const Paths& paths() {
         found.conf_named = std::getenv("DROVER_CONF") != nullptr;
         found.plugin = from_environment("DROVER_PLUGIN", "drover");
         found.nbdkit = "nbdkit";
+        found.tunnel = from_environment("DROVER_TUNNEL", "drover-tunnel");
         return found;
     }();
     return from_env;

@@ -12,6 +12,7 @@ struct Paths {
     std::string conf;        // $DROVER_CONF, /etc/drover/drover.toml
     std::string plugin;      // $DROVER_PLUGIN, or "drover": nbdkit looks for it
     std::string nbdkit;      // "nbdkit"
+    std::string tunnel;      // $DROVER_TUNNEL, or "drover-tunnel": looked up in PATH
     bool conf_named = false; // $DROVER_CONF was set: the file must exist
 
     std::string vm_files() const;                      // vm.d beside conf
@@ -28,6 +29,11 @@ struct Paths {
     std::string disk_log(const std::string& vm, const std::string& disk) const; // STATE/VM/DISK/log
     std::string qmp_socket(const std::string& vm) const;     // RUN/VM/qmp.sock: a VM that came in
     std::string hypervisor_log(const std::string& vm) const; // STATE/VM/hypervisor.log
+    // The one of NIC `nic` of the VM: its files are in RUN/NAME.
+    static std::string tunnel_name(const std::string& vm, size_t nic); // VM.nicN
+    std::string tunnel_control(const std::string& name) const;         // RUN/NAME/tunnel.ctl
+    std::string tunnel_state(const std::string& name) const;           // RUN/NAME/tunnel.state
+    std::string tunnel_log(const std::string& vm) const;               // STATE/VM/tunnel.log
     std::string migrate_socket(const std::string& vm) const; // RUN/VM/migrate.sock: its coordinator
     std::string journal(const std::string& vm) const;        // STATE/VM/journal
     std::string migrate_lock(const std::string& vm) const;   // STATE/VM/migrate.lock

@@ -118,6 +118,7 @@ Json report_json(const MigrationReport& report) {
               {"start_ms", milliseconds_between(t.promoted, t.running)}}},
             {"bytes_sent", report.bytes_sent()},
             {"memory", report.memory ? memory_json(*report.memory) : Json()},
+            {"tunnels", tunnels_json(report.tunnels)},
             {"disks", std::move(disks)}};
 }
 
@@ -151,6 +152,12 @@ std::string report_text(const MigrationReport& report) {
                             "memory",
                             format_size(report.memory->sent_bytes),
                             report.memory->passes);
+    }
+    for (const TunnelEnd& end : report.tunnels) {
+        text += fmt::format("  {:<10}{}: {}\n",
+                            "tunnel",
+                            end.name,
+                            end.status.is_object() ? tunnel_text(end.status) : end.error);
     }
     for (const DiskFigures& disk : report.disks) {
         text +=

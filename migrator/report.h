@@ -5,6 +5,7 @@
 #include "common/json_rpc.h"
 #include "migrator/driver.h"
 #include "migrator/phases.h"
+#include "migrator/tunnels.h"
 
 #include <cstdio>
 #include <optional>
@@ -36,8 +37,9 @@ struct MigrationReport {
     MigrationTimes times;
     std::vector<DiskFigures> disks;
     std::optional<MemoryProgress> memory;
-    std::string result; // "done", "failed", "stranded", "unclean", "checked"
-    std::string error;  // what went wrong
+    std::vector<TunnelEnd> tunnels; // their ends here
+    std::string result;             // "done", "failed", "stranded", "unclean", "checked"
+    std::string error;              // what went wrong
 
     uint64_t bytes_sent() const;
 };

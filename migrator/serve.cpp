@@ -97,12 +97,15 @@ struct AddrinfoFree {
 
 // Empty if the port is taken.
 UniqueFd try_port(const addrinfo& address, uint16_t port) {
-    UniqueFd fd(::socket(address.ai_family, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    UniqueFd fd(::socket(address.ai_family, address.ai_socktype | SOCK_CLOEXEC, 0));
     if (!fd) {
         throw_errno("socket");
     }
+    const bool stream = address.ai_socktype == SOCK_STREAM;
     const int on = 1, off = 0;
-    ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    if (stream) { // of datagrams it would let two have the port
+        ::setsockopt(fd.get(), SOL_SOCKET, SO_REUSEADDR, &on, sizeof on);
+    }
     sockaddr_storage bound{};
     std::memcpy(&bound, address.ai_addr, address.ai_addrlen);
     if (address.ai_family == AF_INET6) {
@@ -112,13 +115,52 @@ UniqueFd try_port(const addrinfo& address, uint16_t port) {
         reinterpret_cast<sockaddr_in&>(bound).sin_port = htons(port);
     }
     if (::bind(fd.get(), reinterpret_cast<const sockaddr*>(&bound), address.ai_addrlen) == 0 &&
-        ::listen(fd.get(), listen_backlog) == 0) {
+        (!stream || ::listen(fd.get(), listen_backlog) == 0)) {
         return fd;
     }
     if (errno != EADDRINUSE) {
         throw_errno("listen");
     }
     return {};
+}
+
+Listener listen_on_free_port(const SiteConfig& site, int type) {
+    addrinfo hints{};
+    hints.ai_socktype = type;
+    hints.ai_flags = AI_NUMERICHOST | AI_PASSIVE;
+    // "*": IPv6 that takes IPv4 as well, or IPv4 alone where the kernel has no IPv6.
+    const bool any = site.listen == "*";
+    const bool has_ipv6 = ::access("/proc/net/if_inet6", F_OK) == 0;
+    const std::string address = any ? (has_ipv6 ? "::" : "0.0.0.0") : site.listen;
+    addrinfo* found = nullptr;
+    if (const int error = ::getaddrinfo(address.c_str(), "0", &hints, &found); error != 0) {
+        throw Error(ErrorKind::usage,
+                    fmt::format("{}: 'listen': {}: {}", site.path, address, ::gai_strerror(error)));
+    }
+    const std::unique_ptr<addrinfo, AddrinfoFree> list(found);
+    for (unsigned port = site.ports.first; port <= site.ports.last; ++port) {
+        try {
+            Listener listener{try_port(*list, static_cast<uint16_t>(port)),
+                              static_cast<uint16_t>(port)};
+            if (listener.fd) {
+                return listener;
+            }
+        } catch (const Error& error) {
+            throw Error(error.kind(),
+                        fmt::format("{} port {} ('listen' and 'ports' of {}): {}",
+                                    address,
+                                    port,
+                                    site.path,
+                                    std::strerror(error.sys_errno())),
+                        error.sys_errno());
+        }
+    }
+    throw Error(ErrorKind::io,
+                fmt::format("all ports from {} to {} are taken: widen 'ports' of {}",
+                            site.ports.first,
+                            site.ports.last,
+                            site.path),
+                EADDRINUSE);
 }
 
 bool cpu_has_aes() {
@@ -322,42 +364,11 @@ ServedDisk start_new(const SiteConfig& site, const std::string& vm, const ServeD
 } // namespace
 
 Listener listen_tcp(const SiteConfig& site) {
-    addrinfo hints{};
-    hints.ai_socktype = SOCK_STREAM;
-    hints.ai_flags = AI_NUMERICHOST | AI_PASSIVE;
-    // "*": IPv6 that takes IPv4 as well, or IPv4 alone where the kernel has no IPv6.
-    const bool any = site.listen == "*";
-    const bool has_ipv6 = ::access("/proc/net/if_inet6", F_OK) == 0;
-    const std::string address = any ? (has_ipv6 ? "::" : "0.0.0.0") : site.listen;
-    addrinfo* found = nullptr;
-    if (const int error = ::getaddrinfo(address.c_str(), "0", &hints, &found); error != 0) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("{}: 'listen': {}: {}", site.path, address, ::gai_strerror(error)));
-    }
-    const std::unique_ptr<addrinfo, AddrinfoFree> list(found);
-    for (unsigned port = site.ports.first; port <= site.ports.last; ++port) {
-        try {
-            Listener listener{try_port(*list, static_cast<uint16_t>(port)),
-                              static_cast<uint16_t>(port)};
-            if (listener.fd) {
-                return listener;
-            }
-        } catch (const Error& error) {
-            throw Error(error.kind(),
-                        fmt::format("{} port {} ('listen' and 'ports' of {}): {}",
-                                    address,
-                                    port,
-                                    site.path,
-                                    std::strerror(error.sys_errno())),
-                        error.sys_errno());
-        }
-    }
-    throw Error(ErrorKind::io,
-                fmt::format("all ports from {} to {} are taken: widen 'ports' of {}",
-                            site.ports.first,
-                            site.ports.last,
-                            site.path),
-                EADDRINUSE);
+    return listen_on_free_port(site, SOCK_STREAM);
+}
+
+Listener listen_udp(const SiteConfig& site) {
+    return listen_on_free_port(site, SOCK_DGRAM);
 }
 
 ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const ServeDisk& disk) {

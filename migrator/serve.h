@@ -74,11 +74,12 @@ void remove_psk_key(const std::string& vm, const std::string& disk, const std::s
 inline constexpr const char* verify_user_prefix = "verify-";
 void remove_verify_keys(const std::string& vm, const std::string& disk);
 
-// A listening TCP socket on the first free port of the site's range.
+// A listening TCP socket, or a UDP one, on the first free port of the site's range.
 struct Listener {
     UniqueFd fd;
     uint16_t port = 0;
 };
 Listener listen_tcp(const SiteConfig& site);
+Listener listen_udp(const SiteConfig& site);
 
 } // namespace drover

@@ -6,6 +6,7 @@
 #include "migrator/paths.h"
 #include "migrator/run_lock.h"
 #include "migrator/serve.h"
+#include "migrator/tunnels.h"
 #include "migrator/vm_file.h"
 #include "nbd-proxy/record_store.h"
 
@@ -140,7 +141,7 @@ asio::awaitable<void> SourceRecovery::make_parts() {
     }
     const bool driven = !disk_only_ && vm_.hypervisor != "none";
     hypervisor_ = driven ? make_outgoing(vm_) : std::make_unique<NoneOutgoing>();
-    vm_here_ = std::make_unique<DrivenVm>(*hypervisor_, site_.timeouts);
+    vm_here_ = std::make_unique<DrivenVm>(vm_.name, *hypervisor_, site_.timeouts);
     Json notes = journal_.facts.value("hypervisor_notes", Json::object());
     co_await attempt(vm_here_->reattach(std::move(notes)));
     const Json kept = journal_.facts.value("description", Json());
@@ -179,6 +180,9 @@ asio::awaitable<void> SourceRecovery::hook(std::string name, std::vector<std::st
 asio::awaitable<void> SourceRecovery::conclude_here(const Recovery& recovery) {
     result_.stuck = recovery.stuck();
     if (!result_.stuck) { // else the VM does not run here yet
+        if (hypervisor_->has_memory()) {
+            co_await attempt(settle_tunnels(vm_.name, true));
+        }
         co_await hook("failed", vm_.hooks.failed);
     }
     result_.owed = recovery.more_to_do();
@@ -207,6 +211,9 @@ asio::awaitable<void> SourceRecovery::conclude_there(const Recovery& recovery) {
         result_.troubles.push_back(text);
     };
     co_await let_go(parts_, std::move(trouble));
+    if (hypervisor_->has_memory()) {
+        co_await attempt(settle_tunnels(vm_.name, false));
+    }
     co_await hook("post-switchover", vm_.hooks.post_switchover);
     if (!disk_only_) {
         for (const auto& disk : disks_) {

@@ -7,6 +7,7 @@
 #include "migrator/paths.h"
 #include "migrator/run_lock.h"
 #include "migrator/serve.h"
+#include "migrator/tunnels.h"
 #include "migrator/vm_file.h"
 #include "nbd-proxy/record_store.h"
 
@@ -102,7 +103,7 @@ std::vector<std::string> disks_on_host(const std::string& vm) {
     std::error_code ignored;
     for (const auto& entry : std::filesystem::directory_iterator(paths().vm_run(vm), ignored)) {
         const std::string stem = entry.path().stem();
-        if (entry.path().extension() == ".ctl" && valid_name(stem)) {
+        if (entry.path().extension() == ".ctl" && valid_disk_name(stem)) {
             names.insert(stem);
         }
     }
@@ -160,6 +161,14 @@ Json unfinished_migration(const std::string& vm) {
                 {"step", journal->last ? Json(step_name(*journal->last)) : Json()}};
     } catch (const Error& error) {
         return {{"error", error.what()}};
+    }
+}
+
+Json tunnels_of(const std::string& vm) {
+    try {
+        return tunnels_json(tunnel_ends(vm));
+    } catch (const Error& error) {
+        return Json::array({{{"error", error.what()}}});
     }
 }
 
@@ -269,7 +278,8 @@ Json vm_status(const std::string& vm, const std::vector<std::string>& disks) {
     Json status{{"name", vm},
                 {"disks", Json::array()},
                 {"migration", migration_status(vm)},
-                {"unfinished", unfinished_migration(vm)}};
+                {"unfinished", unfinished_migration(vm)},
+                {"tunnels", tunnels_of(vm)}};
     for (const std::string& disk : disks) {
         status["disks"].push_back(disk_status(vm, disk));
     }
@@ -304,6 +314,16 @@ std::string status_table(const std::vector<Json>& vms) {
                             text_of(vm["name"]),
                             text_of(migration.value("to", Json())),
                             text_of(migration.value("phase", migration.value("error", Json()))));
+        }
+    }
+    for (const Json& vm : vms) {
+        for (const Json& end : vm.value("tunnels", Json::array())) {
+            const Json status = end.value("status", Json());
+            text += fmt::format("{}: tunnel {}: {}\n",
+                                text_of(vm["name"]),
+                                text_of(end.value("name", Json())),
+                                status.is_object() ? tunnel_text(status)
+                                                   : text_of(end.value("error", Json())));
         }
     }
     for (const Json& vm : vms) {

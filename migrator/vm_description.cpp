@@ -4,6 +4,7 @@
 #include "migrator/command_template.h"
 #include "migrator/paths.h"
 #include "migrator/vm_file.h"
+#include "tunnel/core/address.h"
 
 #include <algorithm>
 #include <regex>
@@ -78,8 +79,24 @@ VmDescription::Disk check_disk(const SiteConfig& site, const Json& params) {
     return disk;
 }
 
+// `valid`: what each of them must be.
+std::vector<std::string> check_list(const Json& params,
+                                    const char* key,
+                                    bool (*valid)(std::string_view),
+                                    const std::string& what) {
+    const Json list = params.value(key, Json::array());
+    std::vector<std::string> found;
+    for (const Json& entry : list.is_array() ? list : Json::array({list})) {
+        if (!entry.is_string() || !valid(entry.get<std::string>())) {
+            refuse(what);
+        }
+        found.push_back(entry);
+    }
+    return found;
+}
+
 NicSpec check_nic(const SiteConfig& site, const Json& params) {
-    rpc::only_params(params, {"mac", "bridge", "addresses"});
+    rpc::only_params(params, {"mac", "bridge", "addresses", "gateways", "link_locals"});
     NicSpec nic;
     nic.mac = rpc::string_param(params, "mac");
     nic.bridge = rpc::optional_string_param(params, "bridge").value_or("");
@@ -93,14 +110,61 @@ NicSpec check_nic(const SiteConfig& site, const Json& params) {
                            shown(nic.bridge),
                            site.path));
     }
-    const Json addresses = params.value("addresses", Json::array());
-    for (const Json& address : addresses.is_array() ? addresses : Json::array({addresses})) {
-        if (!address.is_string() || !valid_address(address.get<std::string>())) {
-            refuse(fmt::format("NIC {}: addresses with a prefix length are expected", nic.mac));
-        }
-        nic.addresses.push_back(address);
-    }
+    nic.addresses =
+        check_list(params,
+                   "addresses",
+                   valid_address,
+                   fmt::format("NIC {}: addresses with a prefix length are expected", nic.mac));
+    nic.gateways = check_list(params,
+                              "gateways",
+                              valid_ip,
+                              fmt::format("NIC {}: addresses of gateways are expected", nic.mac));
+    nic.link_locals = check_list(params,
+                                 "link_locals",
+                                 valid_ip,
+                                 fmt::format("NIC {}: link-local addresses are expected", nic.mac));
     return nic;
+}
+
+void check_carried(const SiteConfig& site, const NicSpec& nic) {
+    if (std::max({nic.addresses.size(), nic.gateways.size(), nic.link_locals.size()}) >
+        site.limits.addresses) {
+        refuse(fmt::format("NIC {} has {} addresses, {} gateways and {} link-local addresses: "
+                           "limits.addresses of {} allows {} of each in a tunnel",
+                           nic.mac,
+                           nic.addresses.size(),
+                           nic.gateways.size(),
+                           nic.link_locals.size(),
+                           site.path,
+                           site.limits.addresses));
+    }
+    for (const std::string& address : nic.addresses) {
+        const tunnel::Ip ip = tunnel::parse_prefix(address).value().address;
+        const bool allowed = std::any_of(
+            site.tunnel.networks.begin(), site.tunnel.networks.end(), [&](const auto& network) {
+                return tunnel::parse_prefix(network).value().covers(ip);
+            });
+        if (!site.tunnel.networks.empty() && !allowed) {
+            refuse(fmt::format("the VM wants to keep {} by a tunnel: tunnel.networks of {} does "
+                               "not allow it",
+                               address,
+                               site.path));
+        }
+    }
+}
+
+// What it asks of a tunnel; `vm` is checked otherwise.
+void check_tunnel(const SiteConfig& site, const VmDescription& vm) {
+    if (site.tunnel.port.empty()) {
+        refuse(fmt::format("the VM wants to keep its addresses by a tunnel: {} has no [tunnel]",
+                           site.path));
+    }
+    for (size_t i = 0; i < vm.nics.size(); ++i) {
+        if (!vm.nics[i].addresses.empty()) {
+            check_carried(site, vm.nics[i]);
+            tunnel_port(site, vm, i);
+        }
+    }
 }
 
 void check_memory(const SiteConfig& site, const std::map<std::string, std::string>& values) {
@@ -165,7 +229,7 @@ VmDescription check_description(const SiteConfig& site, const Json& vm, bool dis
     if (!vm.is_object()) {
         throw Error(ErrorKind::usage, "parameter 'vm': an object is expected");
     }
-    rpc::only_params(vm, {"name", "hypervisor", "disks", "nics", "values"});
+    rpc::only_params(vm, {"name", "hypervisor", "disks", "nics", "values", "tunnel"});
     VmDescription found;
     found.name = rpc::string_param(vm, "name");
     found.hypervisor = rpc::string_param(vm, "hypervisor");
@@ -201,7 +265,27 @@ VmDescription check_description(const SiteConfig& site, const Json& vm, bool dis
     }
     found.values = check_values(site, found.hypervisor, vm);
     try_template(site, found);
+    found.tunnel = rpc::bool_param(vm, "tunnel", false);
+    if (found.tunnel) {
+        check_tunnel(site, found);
+    }
     return found;
+}
+
+std::string tunnel_port(const SiteConfig& site, const VmDescription& vm, size_t nic) {
+    const CommandValues values{vm.name, "qmp", {}, vm.nics, vm.values};
+    std::string port;
+    try {
+        port = expand_nic_word(site.tunnel.port, values, nic);
+    } catch (const Error& error) {
+        refuse(fmt::format("tunnel.port of {}: {}", site.path, error.what()));
+    }
+    if (!valid_bridge(port)) {
+        refuse(fmt::format("tunnel.port of {} makes '{}', which is no name of an interface",
+                           site.path,
+                           shown(port)));
+    }
+    return port;
 }
 
 Json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks) {
@@ -220,6 +304,12 @@ Json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks) {
         Json entry{{"mac", nic.mac}, {"addresses", nic.addresses}};
         if (!nic.bridge.empty()) {
             entry["bridge"] = nic.bridge;
+        }
+        if (!nic.gateways.empty()) {
+            entry["gateways"] = nic.gateways;
+        }
+        if (!nic.link_locals.empty()) {
+            entry["link_locals"] = nic.link_locals;
         }
         described["nics"].push_back(entry);
     }

@@ -5,6 +5,7 @@
 #include "migrator/config_reader.h"
 #include "migrator/paths.h"
 #include "migrator/state_files.h"
+#include "tunnel/core/keep.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -114,8 +115,68 @@ NicSpec read_nic(ConfigTable& table) {
                                    address));
         }
     }
+    const auto plain_addresses = [&table](const char* key) {
+        std::vector<std::string> found = table.strings(key);
+        for (const std::string& address : found) {
+            if (!valid_ip(address)) {
+                table.fail(
+                    key,
+                    fmt::format("addresses such as \"fe80::1\" are expected, not \"{}\"", address));
+            }
+        }
+        return found;
+    };
+    nic.gateways = plain_addresses("gateways");
+    nic.link_locals = plain_addresses("link-locals");
+    nic.home_bridge = table.string("home-bridge").value_or("");
+    if (table.has("home-bridge") && !valid_bridge(nic.home_bridge)) {
+        table.fail("home-bridge",
+                   fmt::format("the name of a bridge is expected, not \"{}\"", nic.home_bridge));
+    }
     table.only_known();
     return nic;
+}
+
+NetworkSpec read_network(ConfigTable& table, const VmFile& vm) {
+    NetworkSpec network;
+    const std::string mode = table.string("mode").value_or("none");
+    if (mode != "none" && mode != "tunnel") {
+        table.fail("mode", fmt::format("\"tunnel\" or \"none\" is expected, not \"{}\"", mode));
+    }
+    network.tunnel = mode == "tunnel";
+    network.keep = table.string("keep").value_or(network.keep);
+    if (!tunnel::parse_keep(network.keep)) {
+        table.fail("keep",
+                   fmt::format("\"until-idle\", \"forever\" or a time such as \"12h\" is expected, "
+                               "not \"{}\"",
+                               network.keep));
+    }
+    network.keep_at_least = table.string("keep-at-least").value_or(network.keep_at_least);
+    if (!tunnel::parse_duration_ms(network.keep_at_least)) {
+        table.fail(
+            "keep-at-least",
+            fmt::format("a time such as \"2h\" is expected, not \"{}\"", network.keep_at_least));
+    }
+    table.only_known();
+    if (!network.tunnel) {
+        return network;
+    }
+    if (vm.hypervisor == "none") {
+        table.fail("mode", "a tunnel is not for hypervisor \"none\": its VM does not move");
+    }
+    const auto carried = [](const NicSpec& nic) { return !nic.addresses.empty(); };
+    if (std::none_of(vm.nics.begin(), vm.nics.end(), carried)) {
+        table.fail("mode", "a tunnel needs a [[nic]] with 'addresses'");
+    }
+    for (const NicSpec& nic : vm.nics) {
+        if (carried(nic) && nic.bridge.empty() && nic.home_bridge.empty()) {
+            table.fail("mode",
+                       fmt::format("a tunnel needs the bridge that NIC {} is attached to here: its "
+                                   "'home-bridge', or 'bridge'",
+                                   nic.mac));
+        }
+    }
+    return network;
 }
 
 std::vector<std::string> read_hook(ConfigTable& table, const char* key, HostCheck check) {
@@ -280,6 +341,9 @@ VmFile parse_vm_file(const SiteConfig& site,
         vm.nics.push_back(read_nic(nic));
     }
     check_unique(nics, "mac", [&vm](size_t i) { return vm.nics[i].mac; });
+    if (auto network = root.table("network")) {
+        vm.network = read_network(*network, vm);
+    }
 
     if (vm.hypervisor == "qemu") {
         if (auto qemu = root.table("qemu")) {
@@ -372,6 +436,20 @@ std::string to_toml(const VmFile& vm) {
         if (!nic.addresses.empty()) {
             text += fmt::format("addresses = {}\n", quoted(nic.addresses));
         }
+        if (!nic.gateways.empty()) {
+            text += fmt::format("gateways = {}\n", quoted(nic.gateways));
+        }
+        if (!nic.link_locals.empty()) {
+            text += fmt::format("link-locals = {}\n", quoted(nic.link_locals));
+        }
+        if (!nic.home_bridge.empty()) {
+            text += fmt::format("home-bridge = {}\n", quoted(nic.home_bridge));
+        }
+    }
+    if (vm.network.tunnel) {
+        text += fmt::format("\n[network]\nmode = \"tunnel\"\nkeep = {}\nkeep-at-least = {}\n",
+                            quoted(vm.network.keep),
+                            quoted(vm.network.keep_at_least));
     }
     if (!vm.values.empty() || !vm.local.empty()) {
         text += fmt::format("\n[{}]\n", vm.hypervisor);

@@ -46,6 +46,7 @@ struct VmDescription {
     std::vector<Disk> disks;
     std::vector<NicSpec> nics;
     std::map<std::string, std::string> values;
+    bool tunnel = false; // it wants one for each NIC with addresses
 };
 
 // Checks every part of it against this site's patterns and limits. With disk_only no template
@@ -53,7 +54,10 @@ struct VmDescription {
 // what is not allowed and the setting that would allow it.
 VmDescription check_description(const SiteConfig& site, const nlohmann::json& vm, bool disk_only);
 
-// For the source. `disks` as their plugins' status gave them.
+// The port of a NIC of a VM that comes in, as [tunnel] of this site has it. Throws Error(refused).
+std::string tunnel_port(const SiteConfig& site, const VmDescription& vm, size_t nic);
+
+// For the source. `disks` as their plugins' status gave them. Without what it asks of a tunnel.
 nlohmann::json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks);
 
 // Where a disk that comes in is put: as this site's own VM file of that name says (a volume

@@ -6,6 +6,7 @@
 #include "tunnel/control_socket.h"
 #include "tunnel/core/rules.h"
 #include "tunnel/helper.h"
+#include "tunnel/log.h"
 #include "tunnel/tap.h"
 
 #include <chrono>
@@ -101,13 +102,13 @@ void make_folder(const std::string& folder) {
     }
 }
 
-// What an earlier process of this tunnel left: whether it had switched.
-bool was_switched(const TunnelFiles& files, const PutUp& now) {
+// What an earlier process of this tunnel left.
+std::optional<PutUp> what_is_left(const TunnelFiles& files, const PutUp& now) {
     const auto bytes = read_whole_file(files.state);
     if (!bytes) {
-        return false;
+        return std::nullopt;
     }
-    const PutUp before = parse_put_up(*bytes, files.state);
+    PutUp before = parse_put_up(*bytes, files.state);
     if (before.role != now.role || before.identity != now.identity || before.at != now.at) {
         throw Error(ErrorKind::refused,
                     fmt::format("{}: another tunnel of this name was put up and not taken down: "
@@ -115,7 +116,7 @@ bool was_switched(const TunnelFiles& files, const PutUp& now) {
                                 files.state,
                                 now.tunnel));
     }
-    return before.switched;
+    return before;
 }
 
 class Daemon : private Surroundings {
@@ -132,7 +133,9 @@ public:
                      options_.end.role == Role::away ? table_name(options_.name) : "",
                      false};
         make_folder(files_.folder);
-        put_up.switched = options_.end.switched = was_switched(files_, put_up);
+        const std::optional<PutUp> left = what_is_left(files_, put_up);
+        put_up = left.value_or(put_up);
+        options_.end.switched = put_up.switched;
         control_.emplace(files_.socket,
                          [this](const rpc::Request& request) { return call(request); });
         tap_ = open_tap();
@@ -158,7 +161,9 @@ public:
                           now);
             link_->set_phase(end_->phase(), now);
         } catch (...) {
-            take_down();
+            if (!left) { // else it is as it was left: for another try, or `cleanup`
+                take_down();
+            }
             throw;
         }
     }
@@ -200,9 +205,7 @@ private:
     }
     void switch_over(bool over) override { over ? helper_->switch_over() : helper_->switch_back(); }
 
-    void log(const std::string& text) const {
-        fmt::print(stderr, "drover-tunnel: {}: {}\n", options_.name, text);
-    }
+    void log(const std::string& text) const { log_line(options_.name, text); }
 
     void watch_link() {
         if (link_->up() != was_up_) {
@@ -243,6 +246,9 @@ private:
                             "down what is up",
                             options_.name));
         }
+        if ((polls_[2].revents & (POLLERR | POLLHUP)) != 0) {
+            throw Error(ErrorKind::io, tap_.name + " was removed");
+        }
         if (polls_[2].revents != 0) {
             read_device();
         }
@@ -271,8 +277,13 @@ private:
     }
 
     rpc::Json call(const rpc::Request& request) {
-        rpc::only_params(request.params, {});
         const uint64_t now = clock_ms();
+        if (request.method == "rollback") {
+            rpc::only_params(request.params, {"certain"});
+            end_->rollback(rpc::bool_param(request.params, "certain", false), now);
+            return rpc::Json::object();
+        }
+        rpc::only_params(request.params, {});
         if (request.method == "status") {
             return status(now);
         }
@@ -280,8 +291,8 @@ private:
             end_->divert(now);
         } else if (request.method == "resume") {
             end_->resume(now);
-        } else if (request.method == "rollback") {
-            end_->rollback(now);
+        } else if (request.method == "hold") {
+            end_->hold();
         } else if (request.method == "close") {
             end_->close("told to close", now);
         } else {
@@ -303,7 +314,7 @@ private:
                 {"role", options_.end.role == Role::home ? "home" : "away"},
                 {"device", tap_.name},
                 {"phase", phase_name(end_->phase())},
-                {"peer_phase", phase_name(end_->peer())},
+                {"peer_phase", end_->peer() ? rpc::Json(phase_name(*end_->peer())) : rpc::Json()},
                 {"link",
                  {{"up", link.up},
                   {"error", link.error.empty() ? rpc::Json() : rpc::Json(link.error)},
@@ -320,6 +331,7 @@ private:
                   {"udp", flows.count(FlowClass::udp)},
                   {"icmp", flows.count(FlowClass::icmp)},
                   {"other", flows.count(FlowClass::other)},
+                  {"live", flows.live()},
                   {"oldest_ms", optional(flows.oldest_ms(now))},
                   {"idle_ms", optional(flows.idle_ms(now))},
                   {"bytes_to_vm", flows.bytes_to_vm()},

@@ -16,7 +16,8 @@ struct DaemonOptions {
 };
 
 // Runs until SIGTERM or SIGINT (which take down this end alone), or until both ends close. Needs
-// root. Throws Error before anything is put up, or when it can't be taken down.
+// root. What an earlier process of this tunnel left is gone on with. Throws Error with nothing put
+// up that was not there before; or when it can't go on, and then for that.
 void run_daemon(DaemonOptions options);
 
 } // namespace drover::tunnel

@@ -5,7 +5,9 @@
 #include "common/privilege.h"
 #include "common/secrets.h"
 #include "common/unix_socket.h"
+#include "tunnel/core/address_filter.h"
 #include "tunnel/core/rules.h"
+#include "tunnel/log.h"
 #include "tunnel/network.h"
 
 #include <cstdlib>
@@ -16,6 +18,7 @@
 
 #include <fcntl.h>
 #include <linux/capability.h>
+#include <linux/neighbour.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/socket.h>
@@ -44,6 +47,22 @@ void keep_only_net_admin() {
     data[0].permitted = data[0].effective = 1U << CAP_NET_ADMIN;
     if (::syscall(SYS_capset, &header, data) != 0) {
         throw_errno("capabilities");
+    }
+}
+
+// What the bridge knew of the VM. It learns that anew, if this can't be done.
+void put_back(Network& network, const PutUp& put_up, const Mac& mac) noexcept {
+    try {
+        network.put_back({put_up.port, put_up.port_state}, mac);
+    } catch (const std::exception& error) {
+        log_line(put_up.tunnel, error.what());
+    }
+}
+
+// Where the VM has left for good: only what somebody had set.
+void put_back_at_end(Network& network, const PutUp& put_up, const Mac& mac) noexcept {
+    if (put_up.switched && (put_up.port_state & (NUD_PERMANENT | NUD_NOARP)) != 0) {
+        put_back(network, put_up, mac);
     }
 }
 
@@ -120,16 +139,25 @@ private:
 
     // Recorded before it is done; where it can't be, nothing is changed.
     void turn(bool over) {
-        const bool before = std::exchange(put_up_.switched, over);
+        const PutUp before = put_up_;
+        put_up_.switched = over;
         try {
+            if (over && put_up_.role == Role::home) {
+                const Network::Place place = network_.place_of(put_up_.at, mac_);
+                put_up_.port = place.port;
+                put_up_.port_state = place.state;
+            }
             record();
             if (put_up_.role == Role::home) {
                 over ? network_.pin_mac(device_, mac_) : network_.unpin_mac(device_, mac_);
             }
         } catch (...) {
-            put_up_.switched = before;
+            put_up_ = before;
             restore_record();
             throw;
+        }
+        if (!over) {
+            put_back(network_, put_up_, mac_);
         }
     }
 
@@ -137,6 +165,7 @@ private:
         if (!put_up_.table.empty()) {
             network_.run_rules(remove_rules(put_up_.table));
         } // at home there is but the device, which went with its descriptor
+        put_back_at_end(network_, put_up_, mac_);
         remove_files(files_);
     }
 
@@ -177,7 +206,7 @@ void serve(int socket, const HelperOptions& options) {
 
 TunnelFiles TunnelFiles::of(const std::string& tunnel) {
     if (tunnel.empty() || tunnel.front() == '.' || tunnel.find('/') != std::string::npos ||
-        tunnel.size() > 64) {
+        tunnel.size() > 80) {
         throw Error(ErrorKind::usage, fmt::format("'{}' is no name for a tunnel", tunnel));
     }
     const char* const run = std::getenv("DROVER_RUN");
@@ -264,8 +293,12 @@ bool clean_up(const TunnelFiles& files) {
         return false;
     }
     const PutUp put_up = parse_put_up(*bytes, files.state);
+    Network network;
     if (!put_up.table.empty()) {
-        Network().run_rules(remove_rules(put_up.table));
+        network.run_rules(remove_rules(put_up.table));
+    }
+    if (const auto mac = mac_in_identity(put_up.identity)) {
+        put_back_at_end(network, put_up, *mac);
     }
     remove_files(files);
     return true;

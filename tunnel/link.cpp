@@ -7,6 +7,7 @@
 #include <chrono>
 #include <cstring>
 
+#include <fcntl.h>
 #include <netdb.h>
 #include <netinet/in.h>
 
@@ -17,8 +18,12 @@ constexpr uint64_t ping_every_ms = 500;
 constexpr uint64_t dead_after_ms = 4000;  // without a sign of the peer
 constexpr uint64_t dial_every_ms = 1000;  // after a failure
 constexpr uint64_t overlap_ms = 3000;     // of a session with the one that replaces it
-constexpr uint64_t introduce_ms = 10'000; // from the start of a session to its first ping
+constexpr uint64_t introduce_ms = 15'000; // from the start of a session to its first ping
 constexpr size_t most_strangers = 8, most_pings = 8, receive_batch = 64;
+constexpr size_t most_of_a_host = 2;     // strangers at one address
+constexpr uint64_t most_handshakes = 16; // of strangers that begin in a second
+constexpr uint8_t handshake_record = 22, data_record = 23, client_hello = 1;
+constexpr size_t record_header = 13;
 constexpr size_t largest_udp = 65536;
 constexpr int socket_buffer = 4 << 20;
 
@@ -57,6 +62,17 @@ UniqueFd udp_socket(int family) {
     return fd;
 }
 
+UniqueFd copy_of(int socket) {
+    UniqueFd fd(::fcntl(socket, F_DUPFD_CLOEXEC, 3));
+    sockaddr_storage address{};
+    socklen_t size = sizeof address;
+    if (!fd || ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
+        throw_errno("--listen-fd");
+    }
+    set_options(fd.get(), address.ss_family);
+    return fd;
+}
+
 UniqueFd listen_on(const SocketAddress& address) {
     UniqueFd fd = udp_socket(address.storage.ss_family);
     if (address.storage.ss_family == AF_INET6) {
@@ -67,6 +83,20 @@ UniqueFd listen_on(const SocketAddress& address) {
         throw_errno("--listen");
     }
     return fd;
+}
+
+bool same_host(const SocketAddress& a, const SocketAddress& b) {
+    SocketAddress without_port = a;
+    // At the same place in both families.
+    reinterpret_cast<sockaddr_in*>(&without_port.storage)->sin_port =
+        reinterpret_cast<const sockaddr_in*>(&b.storage)->sin_port;
+    return without_port == b;
+}
+
+// Not protected by any session: of a peer that starts anew, from whatever address.
+bool is_client_hello(Bytes datagram) {
+    return datagram.size() > record_header && datagram[0] == handshake_record && datagram[3] == 0 &&
+           datagram[4] == 0 && datagram[record_header] == client_hello;
 }
 
 std::string text_of(const SocketAddress& address) {
@@ -122,7 +152,8 @@ Link::Link(LinkOptions options, Events events, uint64_t now_ms)
     if (options_.dials) {
         dial(now_ms);
     } else {
-        listener_ = listen_on(options_.address);
+        listener_ =
+            options_.listener >= 0 ? copy_of(options_.listener) : listen_on(options_.address);
     }
 }
 
@@ -161,28 +192,38 @@ Link::SessionPtr Link::make_session(const SocketAddress& peer, UniqueFd socket, 
 
 void Link::dial(uint64_t now_ms) {
     dial_again_ms_ = now_ms + dial_every_ms;
-    UniqueFd socket = udp_socket(options_.address.storage.ss_family);
-    if (::connect(socket.get(), options_.address.get(), options_.address.size) != 0) {
-        error_ = fmt::format("{}: {}", text_of(options_.address), std::strerror(errno));
+    try {
+        UniqueFd socket = udp_socket(options_.address.storage.ss_family);
+        if (::connect(socket.get(), options_.address.get(), options_.address.size) != 0) {
+            throw_errno(text_of(options_.address));
+        }
+        SessionPtr session = make_session(options_.address, std::move(socket), now_ms);
+        session->dtls = std::make_unique<DtlsSession>(
+            options_.psk, nullptr, largest_datagram(session->peer), push_to(*session));
+        others_.push_back(std::move(session));
+    } catch (const Error& error) { // no route, no memory, no descriptor: it may pass
+        error_ = error.what();
         return;
     }
-    SessionPtr session = make_session(options_.address, std::move(socket), now_ms);
-    session->dtls = std::make_unique<DtlsSession>(
-        options_.psk, nullptr, largest_datagram(session->peer), push_to(*session));
-    others_.push_back(std::move(session));
     shake(*others_.back(), {}, now_ms);
 }
 
-Link::Session* Link::find(const SocketAddress& peer) {
-    if (current_ && current_->peer == peer) {
-        return current_.get();
-    }
-    for (const SessionPtr& session : others_) {
-        if (session->peer == peer) {
-            return session.get();
+// Of several sessions with one address, the newer one is of a peer that starts anew behind a NAT
+// that gives it the same port again: the data is the older one's until the handshake is done.
+Link::Session* Link::find(const SocketAddress& peer, Bytes datagram) {
+    Session* found = nullptr;
+    const auto look_at = [&](Session* session) {
+        const bool takes_it = session != nullptr && !session->ended && session->peer == peer &&
+                              (session->shaken || datagram[0] != data_record);
+        if (takes_it && (found == nullptr || found->number < session->number)) {
+            found = session;
         }
+    };
+    look_at(current_.get());
+    for (const SessionPtr& session : others_) {
+        look_at(session.get());
     }
-    return nullptr;
+    return found != nullptr && found->shaken && is_client_hello(datagram) ? nullptr : found;
 }
 
 void Link::add_polls(std::vector<pollfd>& polls) const {
@@ -217,7 +258,7 @@ void Link::readable(int fd, uint64_t now_ms) {
         }
         Session* session = nullptr;
         if (listener_) {
-            session = find(peer);
+            session = find(peer, datagram);
         } else if (current_ && current_->socket.get() == fd) {
             session = current_.get();
         } else {
@@ -241,16 +282,34 @@ void Link::from_stranger(const SocketAddress& peer, Bytes datagram, uint64_t now
     if (!prestate) {
         return;
     }
-    const auto in_handshake = std::count_if(
-        others_.begin(), others_.end(), [](const SessionPtr& each) { return !each->trusted; });
-    if (static_cast<size_t>(in_handshake) >= most_strangers) {
-        return; // they have time-outs
+    if (!may_shake(peer, now_ms)) {
+        return; // who has the key tries again
     }
     SessionPtr session = make_session(peer, UniqueFd(), now_ms);
-    session->dtls = std::make_unique<DtlsSession>(
-        options_.psk, &*prestate, largest_datagram(peer), push_to(*session));
+    try {
+        session->dtls = std::make_unique<DtlsSession>(
+            options_.psk, &*prestate, largest_datagram(peer), push_to(*session));
+    } catch (const Error& error) {
+        error_ = error.what();
+        return;
+    }
     others_.push_back(std::move(session));
     take(*others_.back(), datagram, now_ms);
+}
+
+// Each costs some arithmetic, and those that do not end have a time-out.
+bool Link::may_shake(const SocketAddress& peer, uint64_t now_ms) {
+    size_t strangers = 0, of_its_host = 0;
+    for (const SessionPtr& session : others_) {
+        strangers += session->trusted ? 0 : 1;
+        of_its_host += !session->trusted && same_host(session->peer, peer) ? 1 : 0;
+    }
+    if (now_ms >= handshakes_since_ms_ + 1000) {
+        handshakes_since_ms_ = now_ms;
+        handshakes_ = 0;
+    }
+    return strangers < most_strangers && of_its_host < most_of_a_host &&
+           handshakes_++ < most_handshakes;
 }
 
 void Link::take(Session& session, Bytes datagram, uint64_t now_ms) {
@@ -341,6 +400,7 @@ void Link::trust(Session& session, uint64_t now_ms) {
     std::swap(current_, *self);
     if (*self) {
         (*self)->leaves_ms = now_ms + overlap_ms;
+        (*self)->ended = listener_ && (*self)->peer == current_->peer; // it has started anew
     } else {
         others_.erase(self);
     }

@@ -32,6 +32,7 @@ SocketAddress parse_socket_address(const std::string& text);
 struct LinkOptions {
     bool dials = false; // else it listens
     SocketAddress address;
+    int listener = -1; // instead of an address to listen at: a bound UDP socket, which stays open
     Psk psk;
     std::array<uint8_t, 16> identity{}; // of the NIC; the peer must have the same
     uint64_t rekey_ms = 3'600'000;      // the dialling end replaces a session after that
@@ -108,7 +109,8 @@ private:
     void trust(Session& session, uint64_t now_ms);
     void send_ping(Session& session, size_t datagram, uint64_t now_ms);
     void from_stranger(const SocketAddress& peer, Bytes datagram, uint64_t now_ms);
-    Session* find(const SocketAddress& peer);
+    bool may_shake(const SocketAddress& peer, uint64_t now_ms);
+    Session* find(const SocketAddress& peer, Bytes datagram);
     SessionPtr make_session(const SocketAddress& peer, UniqueFd socket, uint64_t now_ms);
     DtlsSession::Push push_to(const Session& session) const;
     void post(int fd, const SocketAddress* peer, Bytes datagram) const;
@@ -123,6 +125,7 @@ private:
     bool alive_ = false;
     Phase phase_ = Phase::ready;
     uint64_t last_number_ = 0;
+    uint64_t handshakes_ = 0, handshakes_since_ms_ = 0; // strangers', in the running second
     uint32_t last_ping_ = 0;
     uint64_t dial_again_ms_ = 0;
     std::string error_;

@@ -5,6 +5,7 @@
 #include "tunnel/control_socket.h"
 #include "tunnel/daemon.h"
 #include "tunnel/helper.h"
+#include "tunnel/supervisor.h"
 
 #include <CLI/CLI.hpp>
 
@@ -22,9 +23,10 @@ constexpr int exit_failed = 1, exit_usage = 2;
 // What home and away are told, as text.
 struct Arguments {
     std::string name, at, address, mac, keep = "until-idle", keep_at_least = "2h";
-    std::vector<std::string> addresses, gateways;
+    std::vector<std::string> addresses, gateways, link_locals;
     std::string psk_file, user = "nobody", hold_age = "60";
-    int psk_fd = -1;
+    int psk_fd = -1, listen_fd = -1;
+    bool restart = false, certain = false;
     uint64_t hold_bytes = HoldLimits{}.bytes;
 };
 
@@ -78,6 +80,13 @@ Nic nic_of(const Arguments& arguments) {
     for (const std::string& text : arguments.gateways) {
         nic.gateways.push_back(required(parse_ip(text), "--gateway", text));
     }
+    for (const std::string& text : arguments.link_locals) {
+        nic.link_locals.push_back(required(parse_ip(text), "--link-local", text));
+        if (!nic.link_locals.back().is_link_local()) {
+            throw Error(ErrorKind::usage,
+                        fmt::format("--link-local: '{}' is in none of fe80::/10", text));
+        }
+    }
     return nic;
 }
 
@@ -95,7 +104,10 @@ DaemonOptions options_of(const Arguments& arguments, Role role) {
     options.end.hold.age_ms =
         required(parse_duration_ms(arguments.hold_age), "--hold-age", arguments.hold_age);
     options.link.dials = role == Role::home;
-    options.link.address = parse_socket_address(arguments.address);
+    options.link.listener = arguments.listen_fd;
+    if (arguments.listen_fd < 0) {
+        options.link.address = parse_socket_address(arguments.address);
+    }
     options.link.psk = read_psk(arguments);
     return options;
 }
@@ -107,12 +119,15 @@ void add_common(CLI::App& command, Arguments& arguments) {
         .add_option("--address", arguments.addresses, "ADDRESS/LENGTH: an old address; repeat it")
         ->required();
     command.add_option("--gateway", arguments.gateways, "an old gateway outside of these networks");
+    command.add_option(
+        "--link-local", arguments.link_locals, "the VM's own, where it is not made from its MAC");
     auto* const file =
         command.add_option("--psk-file", arguments.psk_file, "a file with the key: `user:hexkey`");
     auto* const fd =
         command.add_option("--psk-fd", arguments.psk_fd, "the same, from a descriptor")
             ->excludes(file);
     command.add_option("--user", arguments.user, "to run as")->capture_default_str();
+    command.add_flag("--restart", arguments.restart, "start again, should it be killed or fail");
     command.callback([file, fd] {
         if (file->count() + fd->count() == 0) {
             throw CLI::RequiredError("--psk-file or --psk-fd");
@@ -138,16 +153,24 @@ int run(int argc, char** argv) {
     auto* const away = app.add_subcommand("away", "the end where the VM goes, which listens");
     add_common(*away, arguments);
     away->add_option("--port", arguments.at, "the VM's own port there")->required();
-    away->add_option("--listen", arguments.address, "ADDRESS:PORT; * for any address")->required();
+    auto* const listen =
+        away->add_option("--listen", arguments.address, "ADDRESS:PORT; * for any address");
+    auto* const listen_fd =
+        away->add_option("--listen-fd", arguments.listen_fd, "a bound UDP socket, instead")
+            ->excludes(listen);
     away->add_option("--hold-bytes", arguments.hold_bytes, "kept for the paused VM at most")
         ->capture_default_str();
     away->add_option("--hold-age", arguments.hold_age, "and not longer")->capture_default_str();
 
+    auto* const rollback = app.add_subcommand(
+        "rollback", "home: the VM stays or is back here; what was kept comes back");
+    rollback->add_option("NAME", arguments.name)->required();
+    rollback->add_flag("--certain", arguments.certain, "whatever the other end says");
     const std::pair<const char*, const char*> commands[] = {
         {"status", "what it does, as JSON"},
         {"divert", "home: the VM's frames go across from now on"},
         {"resume", "away: the VM runs; what was kept is delivered"},
-        {"rollback", "home: the VM stays here; what was kept comes back"},
+        {"hold", "away: the VM is paused, on its way home; frames are kept from now on"},
         {"close", "both ends take down what they put up"},
         {"cleanup", "takes down what a tunnel left that was killed"},
     };
@@ -159,12 +182,12 @@ int run(int argc, char** argv) {
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : exit_usage;
     }
-    if (home->parsed()) {
-        run_daemon(options_of(arguments, Role::home));
-        return 0;
+    if (away->parsed() && listen->count() + listen_fd->count() == 0) {
+        throw Error(ErrorKind::usage, "away: --listen or --listen-fd is required");
     }
-    if (away->parsed()) {
-        run_daemon(options_of(arguments, Role::away));
+    if (home->parsed() || away->parsed()) {
+        DaemonOptions options = options_of(arguments, home->parsed() ? Role::home : Role::away);
+        arguments.restart ? run_supervised(options) : run_daemon(std::move(options));
         return 0;
     }
     const std::string command = app.get_subcommands().front()->get_name();
@@ -173,7 +196,11 @@ int run(int argc, char** argv) {
         fmt::print("{}\n", clean_up(files) ? "taken down" : "nothing was left");
         return 0;
     }
-    const rpc::Json result = ask(files.socket, command, rpc::Json::object());
+    rpc::Json params = rpc::Json::object();
+    if (arguments.certain) {
+        params["certain"] = true;
+    }
+    const rpc::Json result = ask(files.socket, command, std::move(params));
     if (command == "status") {
         fmt::print("{}\n", result.dump(2));
     }

@@ -22,6 +22,7 @@ struct Free {
     void operator()(rtnl_neigh* neighbour) const { rtnl_neigh_put(neighbour); }
     void operator()(nl_addr* address) const { nl_addr_put(address); }
     void operator()(nl_msg* message) const { nlmsg_free(message); }
+    void operator()(nl_cache* cache) const { nl_cache_free(cache); }
 };
 template <class T>
 using Owned = std::unique_ptr<T, Free>;
@@ -44,13 +45,14 @@ Owned<nl_addr> link_address(const std::array<uint8_t, 6>& bytes) {
     return owned(nl_addr_build(AF_LLC, bytes.data(), bytes.size()));
 }
 
-Owned<rtnl_neigh> entry_of(const std::string& device, const Mac& mac) {
+Owned<rtnl_neigh>
+entry_of(const std::string& device, const Mac& mac, int state = NUD_NOARP, int flags = NTF_STICKY) {
     auto entry = owned(rtnl_neigh_alloc());
     rtnl_neigh_set_ifindex(entry.get(), static_cast<int>(Network::index_of(device)));
     rtnl_neigh_set_family(entry.get(), AF_BRIDGE);
     rtnl_neigh_set_lladdr(entry.get(), link_address(mac.bytes).get());
-    rtnl_neigh_set_state(entry.get(), NUD_NOARP);
-    rtnl_neigh_set_flags(entry.get(), NTF_MASTER | NTF_STICKY);
+    rtnl_neigh_set_state(entry.get(), state);
+    rtnl_neigh_set_flags(entry.get(), static_cast<unsigned>(NTF_MASTER | flags));
     return entry;
 }
 
@@ -144,6 +146,39 @@ void Network::bring_up(const std::string& device, const std::string& like) {
     check(rtnl_link_get_kernel(socket_.get(), 0, like.c_str(), &found), like);
     const Owned<rtnl_link> link(found);
     set_up_link(device, 0, rtnl_link_get_mtu(found));
+}
+
+Network::Place Network::place_of(const std::string& bridge, const Mac& mac) {
+    nl_cache* found = nullptr;
+    check(nl_cache_alloc_name("route/neigh", &found), bridge);
+    const Owned<nl_cache> cache(found);
+    nl_cache_set_arg1(found, AF_BRIDGE);
+    check(nl_cache_refill(socket_.get(), found), bridge);
+    const auto master = static_cast<int>(index_of(bridge));
+    const auto wanted = link_address(mac.bytes);
+    for (nl_object* object = nl_cache_get_first(found); object != nullptr;
+         object = nl_cache_get_next(object)) {
+        auto* const entry = reinterpret_cast<rtnl_neigh*>(object);
+        nl_addr* const address = rtnl_neigh_get_lladdr(entry);
+        char port[IF_NAMESIZE] = "";
+        if (address != nullptr && nl_addr_cmp(address, wanted.get()) == 0 &&
+            rtnl_neigh_get_master(entry) == master &&
+            ::if_indextoname(static_cast<unsigned>(rtnl_neigh_get_ifindex(entry)), port) !=
+                nullptr) {
+            return {port, static_cast<uint16_t>(rtnl_neigh_get_state(entry))};
+        }
+    }
+    return {};
+}
+
+void Network::put_back(const Place& place, const Mac& mac) {
+    if (place.port.empty() || ::if_nametoindex(place.port.c_str()) == 0) {
+        return;
+    }
+    const bool fixed = (place.state & (NUD_PERMANENT | NUD_NOARP)) != 0;
+    const auto entry = entry_of(place.port, mac, fixed ? place.state : NUD_REACHABLE, 0);
+    check(rtnl_neigh_add(socket_.get(), entry.get(), NLM_F_CREATE | NLM_F_REPLACE),
+          fmt::format("{} to {}", to_text(mac), place.port));
 }
 
 void Network::pin_mac(const std::string& device, const Mac& mac) {

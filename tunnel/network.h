@@ -28,6 +28,14 @@ public:
     void join_bridge(const std::string& device, const std::string& bridge);
     // The device is up, with the MTU of `like` and no addresses.
     void bring_up(const std::string& device, const std::string& like);
+    // Where a bridge sends frames to the MAC; port "": it does not know.
+    struct Place {
+        std::string port;
+        uint16_t state = 0; // NUD_PERMANENT, NUD_NOARP (static), or it was learnt
+    };
+    Place place_of(const std::string& bridge, const Mac& mac);
+    // Again as it was, unless the port is gone.
+    void put_back(const Place& place, const Mac& mac);
     // Frames to the MAC go to that port of its bridge, whatever is seen from where.
     void pin_mac(const std::string& device, const Mac& mac);
     void unpin_mac(const std::string& device, const Mac& mac); // no error if it is not

@@ -59,6 +59,8 @@ begin --keep
 wait "$quick" || fail "status $?: $(cat quick.out)"
 expect_text quick.out "which an earlier run left"
 expect_text quick.out "none of"
+expect_text quick.out "longest silence of its client"
+expect_text quick.out "tunnel vm1.nic0: home, diverted, link up"
 expect_text quick.out "The lab is still up"
 mapfile -t seen < <(new_labs)
 [[ ${#seen[@]} == 1 ]] || fail "not one lab is up: ${seen[*]}"

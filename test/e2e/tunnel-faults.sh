@@ -67,6 +67,7 @@ as_before
 vm_plug src
 
 echo "# a rollback: the VM goes on at home, and what was kept comes back"
+at src bridge fdb replace $vm_mac dev vm0 master static # as some hypervisors do
 tunnel_away --hold-age 20s
 tunnel_home --keep forever
 wait_for 20 linked
@@ -82,7 +83,9 @@ tunnel src rollback
 rolled_back() { [[ $(status src .phase) == ready && $(status dst .phase) == ready ]]; }
 wait_for 10 rolled_back
 [[ $(status dst .held.frames) == 0 && $(status src .frames.to_device) -ge $kept ]] || fail "not all came back: $(status src .)"
-at src bridge fdb show br br0 | grep -qi "$vm_mac.*sticky" && fail "the VM's MAC is still pinned"
+at src bridge fdb show br br0 >fdb
+! grep -qi "$vm_mac.*sticky" fdb || fail "the VM's MAC is still pinned: $(cat fdb)"
+grep -qi "$vm_mac dev vm0 .*static" fdb || fail "the bridge does not know any more what it knew: $(cat fdb)"
 sleep 2
 
 echo "# the move"
@@ -93,6 +96,22 @@ tunnel dst resume
 sleep 1
 expect 1 tunnel src rollback
 expect_text err "the VM runs at the other end"
+
+echo "# back home, and there again"
+for way in home there; do
+    vm_plug none
+    if [[ $way == home ]]; then
+        tunnel dst hold
+        vm_plug src
+        tunnel src rollback --certain
+        wait_for 10 rolled_back
+    else
+        tunnel src divert
+        vm_plug dst
+        tunnel dst resume
+    fi
+    sleep 1
+done
 
 echo "# noise, and what looks like DTLS, at the listening port"
 at client "$lab_bin/flows" noise 10.2.0.2 4789 2000
@@ -120,10 +139,21 @@ echo "# the away end is killed: what the VM sends from its old address goes nowh
 kill -9 "$away"
 wait_for 10 eventually_gone "$away"
 sleep 1
-tunnel_away
+tunnel_away --restart
 [[ $(status dst .phase) == resumed ]] || fail "it forgot that the VM runs: $(status dst .phase)"
 wait_for 30 linked
 sleep 3
+
+echo "# killed where it is to start again, and its device removed"
+for harm in kill remove; do
+    before=$(status dst .pid)
+    if [[ $harm == kill ]]; then kill -9 "$before"; else net dst link delete "$(status dst .device)"; fi
+    another() { [[ $(status dst .pid) =~ ^[0-9]+$ && $(status dst .pid) != "$before" ]]; }
+    wait_for 20 another
+    [[ $(status dst .phase) == resumed ]] || fail "it forgot that the VM runs: $(status dst .phase)"
+    wait_for 30 linked
+    sleep 2
+done
 at gw2 nft list table inet site | grep -E 'saddr.*packets [1-9]' && fail "the old address was seen at the new site"
 
 echo "# the path becomes narrow, and no ICMP tells of it"

@@ -33,7 +33,7 @@ export ASAN_OPTIONS=${ASAN_OPTIONS:-}:detect_leaks=0
 [[ ! -x $DROVER_BUILD/test/lab/flows ]] || lab_bin=$DROVER_BUILD/test/lab
 tunnel_prefix=dt$$
 vm_mac=02:00:00:00:00:10
-vm_options=(--mac $vm_mac --address 10.1.0.10/24 --address 2001:db8:1::10/64 --gateway fe80::1)
+vm_options=(--mac $vm_mac --address 10.1.0.10/24 --address 2001:db8:1::10/60 --gateway fe80::1)
 
 requires ip nft jq busybox
 [[ $(id -u) == 0 ]] || skip "network namespaces need root"

@@ -31,7 +31,7 @@ void check_standings(const std::vector<DiskStanding>& standings) {
 }
 
 void check_answer(uint8_t which, const Json& answer) {
-    switch (which % 7) {
+    switch (which % 8) {
     case 0:
         read_hello(answer, 2, "b");
         break;
@@ -59,6 +59,12 @@ void check_answer(uint8_t which, const Json& answer) {
             check_port(key.at);
             FUZZ_CHECK(is_key(key.psk_key));
         }
+        break;
+    case 7:
+        for (const DataPort& port : read_tunnel(answer, {"02:00:00:00:00:10"})) {
+            check_port(port);
+        }
+        read_at_home(answer);
         break;
     case 6:
         for (const DataPort& port : read_hashes(answer, disks)) {

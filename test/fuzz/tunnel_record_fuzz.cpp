@@ -36,7 +36,7 @@ void split_and_join(Bytes frame) {
             const auto record = parse_record(bytes);
             FUZZ_CHECK(record.has_value());
             if (const auto* const piece = std::get_if<Piece>(&*record)) {
-                joined = joiner.add(*piece);
+                joined = joiner.add(*piece, 1);
             } else {
                 const Bytes whole = std::get<WholeFrame>(*record).frame;
                 joined = Frame(whole.begin(), whole.end());

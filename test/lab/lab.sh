@@ -10,7 +10,8 @@
 #   lab_up [KEY=VALUE...]              sites up (settings of the WAN link), guest built, drover.toml made
 #   $LAB/at SITE COMMAND...            runs a command at src or dst with that site's drover; it is
 #                                      also the --rsh of a migration: --rsh "$LAB/at" dst
-#   lab_make_vm NAME DISK=SIZE[:MIB]...  images with MIB of data each, and the VM file at src
+#   lab_make_vm NAME DISK=SIZE[:MIB]...  images with MIB of data each, and the VM file at src; its hooks turn
+#                                      the route, or with LAB_NETWORK=tunnel a tunnel keeps its address
 #   lab_image SITE VM DISK             where a site has its image of a disk
 #   lab_start_guest NAME SITE SOCKET... [-- WORD...]
 #                                      the guest, on NBD sockets; WORDs go to its kernel (guest/init)
@@ -93,6 +94,9 @@ listen = "$address"
 ports = "10809-10840"
 bridges = ["br0"]
 
+[tunnel]
+port = "tap{nic.index}"
+
 [hypervisor.qemu]
 command = $(lab_qemu_words "$site" "" | lab_toml_array)
 disk-arguments = $(lab_disk_words "$site" destination | lab_toml_array)
@@ -112,7 +116,8 @@ lab_up() {
 lab=$(printf %q "$LAB") build=$(printf %q "$LAB_BUILD") sites=$(printf %q "$LAB_SOURCE/sites")
 site=\$1; shift
 export PATH=\$build/migrator:\$PATH DROVER_CONF=\$lab/\$site/drover.toml DROVER_RUN=\$lab/\$site/run \\
-  DROVER_STATE=\$lab/\$site/state DROVER_PLUGIN=\$build/nbd-proxy/nbdkit-drover-plugin.so
+  DROVER_STATE=\$lab/\$site/state DROVER_PLUGIN=\$build/nbd-proxy/nbdkit-drover-plugin.so \\
+  DROVER_TUNNEL=\$build/tunnel/drover-tunnel
 exec "\$sites" --dir "\$lab/net" in "\$site" "\$@"
 SH
   chmod +x "$LAB/at"
@@ -150,6 +155,15 @@ addresses = ["$LAB_VM_ADDRESS/24"]
 [qemu]
 qmp = "$LAB/src/qmp"
 memory = "$LAB_MEMORY"
+TOML
+  if [ "${LAB_NETWORK:-route}" = tunnel ]; then
+    cat >>"$file" <<TOML
+[network]
+mode = "tunnel"
+TOML
+    return
+  fi
+  cat >>"$file" <<TOML
 [hooks]
 post-switchover = ["$LAB_SOURCE/sites", "--dir", "$LAB/net", "route", "dst"]
 failed = ["$LAB_SOURCE/sites", "--dir", "$LAB/net", "route", "src"]

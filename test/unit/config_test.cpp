@@ -61,6 +61,10 @@ TEST_CASE("every key is read") {
         disk-size = "1T"
         nics = 0
         memory = 1048576
+        addresses = 3
+        [tunnel]
+        port = "tap{nic.index}"
+        networks = ["10.1.0.0/16", "2001:db8::/32"]
         [timeouts]
         connect = 1
         start = 2
@@ -84,6 +88,9 @@ TEST_CASE("every key is read") {
     CHECK(site.limits.disk_size == TiB);
     CHECK(site.limits.nics == 0);
     CHECK(site.limits.memory == MiB);
+    CHECK(site.limits.addresses == 3);
+    CHECK(site.tunnel.port == "tap{nic.index}");
+    CHECK(site.tunnel.networks == std::vector<std::string>{"10.1.0.0/16", "2001:db8::/32"});
     CHECK(site.timeouts.connect.count() == 1);
     CHECK(site.timeouts.start.count() == 2);
     CHECK(site.timeouts.stop.count() == 3);
@@ -102,7 +109,7 @@ TEST_CASE("a mistake is told with file, line, key and what was expected") {
     CHECK(refused("\n\nimage = \"/srv\"\n") ==
           "drover.toml:3: 'image': unknown key; known here: "
           "agent-writes, bridges, hypervisor, images, limits, listen, "
-          "ports, socket-group, socket-mode, timeouts");
+          "ports, socket-group, socket-mode, timeouts, tunnel");
     CHECK(refused("images = 3") == "drover.toml:1: 'images': a string is expected, not a number");
     CHECK(refused("images = \"srv\"") ==
           "drover.toml:1: 'images': an absolute path is expected, not \"srv\"");
@@ -118,6 +125,12 @@ TEST_CASE("a mistake is told with file, line, key and what was expected") {
               .starts_with("drover.toml:1: 'bridges': names of bridges"));
     CHECK(refused("bridges = [1]") ==
           "drover.toml:1: 'bridges': an array of strings is expected, element 0 is a number");
+    CHECK(
+        refused("[tunnel]\nnetworks = []").starts_with("drover.toml:1: 'tunnel.port': is missing"));
+    CHECK(refused("[tunnel]\nport = \"tap{disk.index}\"")
+              .starts_with("drover.toml:2: 'tunnel.port': '{disk.index}' is no placeholder here"));
+    CHECK(refused("[tunnel]\nport = \"t\"\nnetworks = [\"10.1.0.0\"]")
+              .starts_with("drover.toml:3: 'tunnel.networks': networks such as"));
     CHECK(refused("limits = 1") == "drover.toml:1: 'limits': a table is expected, not a number");
     CHECK(refused("[hypervisor.xyz]\ncommand = [\"a\"]")
               .starts_with("drover.toml:1: 'hypervisor.xyz': unknown key"));

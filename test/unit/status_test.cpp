@@ -37,3 +37,18 @@ TEST_CASE("the table tells of served, replicating, receiving, stopped and failin
         "longer-name  new      no      -        -           -        -\n"
         "vm1: moving to far: copy\n");
 }
+
+TEST_CASE("the table tells of tunnels, also of those that do not answer") {
+    const auto vms = Json::parse(R"([
+      {"name": "vm1", "migration": null, "disks": [], "tunnels": [
+        {"name": "vm1.nic0", "role": "home", "error": null, "status":
+          {"role": "home", "phase": "diverted", "link": {"up": true}, "flows": {"tcp_open": 7}}},
+        {"name": "vm1.nic1", "role": "away", "error": "nobody answers", "status": null},
+        {"name": "vm1.nic2", "role": "away", "error": null, "status": {"role": 1, "link": []}}]}
+    ])");
+    const std::string table = status_table(vms);
+    CHECK(table.find("vm1: tunnel vm1.nic0: home, diverted, link up, 7 connections\n") !=
+          std::string::npos);
+    CHECK(table.find("vm1: tunnel vm1.nic1: nobody answers\n") != std::string::npos);
+    CHECK(table.find("vm1: tunnel vm1.nic2: ?, , link down, 0 connections\n") != std::string::npos);
+}

@@ -33,8 +33,8 @@ std::vector<Frame> records_of(Splitter& splitter, const Frame& frame, size_t roo
     return records;
 }
 
-std::optional<Frame> join(Joiner& joiner, const Frame& record) {
-    return joiner.add(std::get<Piece>(*parse_record(record)));
+std::optional<Frame> join(Joiner& joiner, const Frame& record, uint64_t session = 1) {
+    return joiner.add(std::get<Piece>(*parse_record(record)), session);
 }
 
 } // namespace
@@ -86,6 +86,15 @@ TEST_CASE("what is not joined is forgotten, the oldest first, within bounds") {
     CHECK_FALSE(join(joiner, all[0][1])); // its first piece has gone
     CHECK(join(joiner, all.back()[1]) == pattern(1514));
 
+    // A peer that has started anew counts anew.
+    Splitter first, second;
+    const auto before = records_of(first, pattern(1514), 1000);
+    const auto after = records_of(second, Frame(1514, 7), 1000);
+    Joiner both;
+    CHECK_FALSE(join(both, before[0], 1));
+    CHECK_FALSE(join(both, after[1], 2));
+    CHECK(join(both, after[0], 2) == Frame(1514, 7));
+
     Joiner large;
     for (int i = 0; i < 40; ++i) { // of 40 KB each, in 16 MiB of pieces that never end
         const auto records = records_of(splitter, pattern(60000), 40010);
@@ -111,7 +120,7 @@ TEST_CASE("pings are read as they were written, and nothing else is one") {
     CHECK_FALSE(parse_record(bytes));
     CHECK_FALSE(parse_record({}));
     CHECK_FALSE(parse_record(Frame{9, 1, 2, 3}));
-    CHECK_FALSE(parse_record(Frame(14, 3))); // less than an Ethernet header
+    CHECK_FALSE(parse_record(Frame(14, 3)));                     // less than an Ethernet header
     CHECK_FALSE(parse_record(Frame{4, 1, 1, 0, 0, 0, 0, 0, 7})); // one piece is no piece
     CHECK_FALSE(parse_record(Frame{4, 2, 2, 0, 0, 0, 0, 0, 7})); // the third of two
     CHECK_FALSE(parse_record(Frame{4, 0, 2, 0, 0, 0, 0, 0}));    // nothing in it

@@ -186,7 +186,7 @@ TEST_CASE("addresses of the link") {
 }
 
 TEST_CASE("the state file is read back as it was written, and refused otherwise") {
-    const PutUp put_up{"vm", Role::away, "mac ...", "tap0", "drover_0123456789ab", true};
+    const PutUp put_up{"vm", Role::away, "mac ...", "tap0", "drover_0123456789ab", true, "vm0", 64};
     const std::string text = put_up_text(put_up);
     CHECK(parse_put_up(text, "F") == put_up);
     const auto refused = [](const std::string& bytes) {

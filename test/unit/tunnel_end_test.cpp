@@ -60,6 +60,12 @@ struct Pair {
         }
         tell(now);
     }
+    void tick(uint64_t from, uint64_t to) {
+        for (uint64_t now = from; now < to; ++now) {
+            home.end->tick(now);
+            away.end->tick(now);
+        }
+    }
     void tell(uint64_t now) {
         const Phase of_home = home.end->phase(), of_away = away.end->phase();
         away.end->peer_phase(of_home, now);
@@ -144,10 +150,11 @@ TEST_CASE("a rollback brings back what was kept, and the next attempt is as the 
         pair.home.frame(to_vm(1), 1000);
         pair.home.frame(to_vm(2, 1470), 1000);
         pair.deliver(1100);
-        pair.home.end->rollback(1200);
+        pair.home.end->rollback(false, 1200);
         CHECK_FALSE(pair.home.switched);
         pair.home.frame(to_vm(3), 1200); // the VM itself gets this one
         pair.tell(1210);                 // away sends it back
+        pair.tick(1211, 1215);
         pair.deliver(1220);
         CHECK(pair.home.device == std::vector<Frame>{to_vm(1), to_vm(2, 1470)});
         CHECK(pair.home.end->phase() == Phase::ready);
@@ -162,34 +169,99 @@ TEST_CASE("a rollback brings back what was kept, and the next attempt is as the 
     CHECK(pair.home.end->counters().refused_peer == before + 1);
 }
 
-TEST_CASE("no rollback once the VM runs there; nor without the peer, for ever") {
+TEST_CASE("what was kept is sent back bit by bit, and nobody resumes meanwhile") {
+    Pair pair;
+    pair.home.end->divert(0);
+    for (uint16_t port = 1; port <= 300; ++port) {
+        pair.home.frame(to_vm(port), 0);
+    }
+    pair.deliver(10);
+    pair.home.device.clear();
+    pair.home.end->rollback(false, 20);
+    pair.tell(20);
+    pair.away.end->tick(21);
+    CHECK(!pair.away.sent.empty());
+    CHECK(pair.away.sent.size() < 20);
+    CHECK_THROWS_AS(pair.away.end->resume(22), Error);
+    pair.tick(22, 100);
+    CHECK(pair.away.end->phase() == Phase::returned);
+    CHECK_THROWS_AS(pair.away.end->resume(100), Error);
+    pair.deliver(100);
+    CHECK(pair.home.device.size() == 300);
+    pair.tell(110);
+    CHECK(pair.away.end->phase() == Phase::ready);
+    pair.away.end->resume(120);
+}
+
+TEST_CASE("no rollback once the VM runs there, nor while that is not known, unless it is certain") {
     Pair pair;
     pair.home.end->divert(0);
     pair.away.end->resume(0);
     pair.tell(0);
-    CHECK_THROWS_AS(pair.home.end->rollback(0), Error);
+    CHECK_THROWS_AS(pair.home.end->rollback(false, 0), Error);
     CHECK(pair.home.end->phase() == Phase::diverted);
+    pair.home.end->rollback(true, 0);
+    CHECK(pair.home.end->phase() == Phase::returning);
+    pair.tell(0);
+    CHECK_FALSE(pair.away.switched);
+    pair.tick(1, 5);
+    pair.deliver(10);
+    CHECK(pair.home.end->phase() == Phase::ready);
 
-    Pair lonely;
-    lonely.home.end->divert(0);
-    lonely.home.end->rollback(100);
-    CHECK(lonely.home.end->phase() == Phase::returning);
-    lonely.home.end->tick(100 + 5000);
-    CHECK(lonely.home.end->phase() == Phase::ready);
+    EndOptions switched;
+    switched.switched = true;
+    Side restarted(Role::home, switched);
+    CHECK_THROWS_AS(restarted.end->rollback(false, 100), Error);
+    restarted.end->peer_phase(Phase::ready, 100);
+    restarted.up = false;
+    CHECK_THROWS_AS(restarted.end->rollback(false, 100), Error);
+    restarted.end->rollback(true, 100);
+    CHECK(restarted.end->phase() == Phase::returning);
+    restarted.end->tick(100 + 10'000); // nothing comes
+    CHECK(restarted.end->phase() == Phase::ready);
+}
+
+TEST_CASE("on its way home the VM's frames are kept from the hold on, and follow it") {
+    Pair pair;
+    pair.home.end->divert(0);
+    pair.away.end->resume(0);
+    pair.tell(0);
+    pair.away.end->hold();
+    CHECK(pair.away.end->phase() == Phase::ready);
+    CHECK_FALSE(pair.away.switched);
+    pair.home.frame(to_vm(1), 10);
+    pair.deliver(20);
+    CHECK(pair.away.device.empty());
+    pair.home.device.clear();
+    pair.home.end->rollback(false, 30);
+    pair.tell(30);
+    pair.tick(31, 35);
+    pair.deliver(40);
+    CHECK(pair.home.device == std::vector<Frame>{to_vm(1)});
+
+    Pair stays; // its migration fails
+    stays.home.end->divert(0);
+    stays.away.end->resume(0);
+    stays.away.end->hold();
+    stays.home.frame(to_vm(1), 10);
+    stays.deliver(20);
+    stays.away.end->resume(30);
+    CHECK(stays.away.device == std::vector<Frame>{to_vm(1)});
 }
 
 TEST_CASE("commands of the other end, and without a link") {
     Pair pair;
     CHECK_THROWS_AS(pair.away.end->divert(0), Error);
     CHECK_THROWS_AS(pair.home.end->resume(0), Error);
-    CHECK_THROWS_AS(pair.away.end->rollback(0), Error);
+    CHECK_THROWS_AS(pair.away.end->rollback(true, 0), Error);
+    CHECK_THROWS_AS(pair.home.end->hold(), Error);
     pair.home.up = false;
     CHECK_THROWS_AS(pair.home.end->divert(0), Error);
     pair.home.up = true;
     pair.home.fails = true;
     CHECK_THROWS_AS(pair.home.end->divert(0), Error);
     CHECK(pair.home.end->phase() == Phase::ready);
-    pair.home.end->rollback(0); // there is nothing to take back
+    pair.home.end->rollback(false, 0); // there is nothing to take back
 }
 
 TEST_CASE("a peer can't inject other addresses, at either end") {
@@ -259,10 +331,20 @@ TEST_CASE("it closes when it was told to, when the peer does, and when nothing u
     idle.away.end->resume(5000);
     idle.tell(5000);
     idle.home.frame(to_vm(1), 5000);
+    idle.away.frame(from_vm(1), 5000);
+    idle.deliver(5000);
     idle.home.end->tick(6000);
     CHECK(idle.home.end->phase() == Phase::diverted);
     idle.home.end->tick(5000 + 120'000);
     CHECK(idle.home.end->phase() == Phase::closing);
+
+    Pair scanned(options); // nobody answers
+    scanned.home.end->divert(0);
+    scanned.away.end->resume(0);
+    scanned.tell(0);
+    scanned.home.frame(to_vm(1), 1000);
+    scanned.home.end->tick(1001);
+    CHECK(scanned.home.end->phase() == Phase::closing);
 
     Side restarted(Role::away, [] {
         EndOptions switched;

@@ -36,6 +36,9 @@ TEST_CASE("packets of the old addresses pass, others do not") {
     CHECK_FALSE(from_vm(udp_frame(gateway_mac, vm_mac, "10.1.0.11", 1, "10.9.0.2", 2)));
     CHECK_FALSE(from_vm(udp_frame(gateway_mac, other_mac, "10.1.0.10", 1, "10.9.0.2", 2)));
     CHECK_FALSE(from_vm(ethernet(gateway_mac, vm_mac, 0x88cc)));
+    CHECK_FALSE(from_vm(udp_frame(
+        *parse_mac("01:00:5e:00:00:fb"), vm_mac, "10.1.0.10", 5353, "224.0.0.251", 5353)));
+    CHECK_FALSE(from_vm(udp_frame(Mac::broadcast(), vm_mac, "10.1.0.10", 68, "10.1.0.255", 67)));
     CHECK_FALSE(to_vm(ethernet(vm_mac, gateway_mac, 0x88cc)));
 }
 
@@ -61,13 +64,19 @@ TEST_CASE("neighbour discovery: own addresses, old neighbours and named gateways
         return vm ? nd_frame(gateway_mac, vm_mac, type, from, "fe80::1", target)
                   : nd_frame(all_nodes, gateway_mac, type, from, "ff02::1", target);
     };
-    CHECK(from_vm(nd(true, nd_solicit, "fe80::10", "fe80::1")));
+    CHECK(from_vm(nd(true, nd_solicit, "fe80::ff:fe00:10", "fe80::1"))); // made from its MAC
     CHECK(from_vm(nd(true, nd_solicit, "2001:db8:1::10", "2001:db8:1::20")));
     CHECK(from_vm(nd(true, nd_solicit, "::", "2001:db8:1::10")));
     CHECK(from_vm(nd(true, nd_advert, "2001:db8:1::10", "2001:db8:1::10")));
     CHECK_FALSE(from_vm(nd(true, nd_advert, "2001:db8:1::10", "fe80::1")));
     CHECK_FALSE(from_vm(nd(true, nd_advert, "2001:db8:1::10", "2001:db8:1::20")));
-    CHECK_FALSE(from_vm(nd(true, nd_solicit, "fe80::10", "fe80::2")));
+    CHECK_FALSE(from_vm(nd(true, nd_solicit, "fe80::ff:fe00:10", "fe80::2")));
+    CHECK_FALSE(from_vm(nd(true, nd_solicit, "fe80::77", "fe80::1"))); // another host's, perhaps
+    CHECK_FALSE(from_vm(nd(true, nd_advert, "fe80::77", "2001:db8:1::10")));
+    Nic named = vm_nic();
+    named.link_locals = {*parse_ip("fe80::77")};
+    CHECK(identity_of(named) != identity_of(vm_nic()));
+    CHECK(AddressFilter(named).from_vm(*parse_frame(nd(true, nd_solicit, "fe80::77", "fe80::1"))));
     CHECK_FALSE(from_vm(nd(true, nd_solicit, "fe80::1", "2001:db8:1::20"))); // as the gateway
     CHECK_FALSE(from_vm(nd(true, nd_solicit, "2001:db8:5::10", "2001:db8:1::20")));
     CHECK_FALSE(from_vm(nd(true, nd_router_advert, "2001:db8:1::10", "::")));
@@ -77,6 +86,8 @@ TEST_CASE("neighbour discovery: own addresses, old neighbours and named gateways
     CHECK(to_vm(nd(false, nd_advert, "fe80::1", "fe80::1")));
     CHECK(to_vm(nd(false, nd_advert, "2001:db8:1::20", "2001:db8:1::20")));
     CHECK(to_vm(nd(false, nd_router_advert, "fe80::1", "::")));
+    CHECK(to_vm(nd(false, nd_solicit, "::", "2001:db8:1::10")));
+    CHECK_FALSE(to_vm(nd(false, nd_solicit, "fe80::2", "2001:db8:1::10")));
     CHECK_FALSE(to_vm(nd(false, nd_router_advert, "fe80::2", "::")));
     CHECK_FALSE(to_vm(nd(false, nd_advert, "fe80::1", "2001:db8:1::10")));
     CHECK_FALSE(to_vm(nd(false, nd_solicit, "fe80::1", "2001:db8:1::20")));
@@ -174,4 +185,11 @@ TEST_CASE("the rules name the port, the device and the networks, in one transact
     CHECK(rules.find("@th,64,64 0x20010db800010000") != std::string::npos);
     CHECK(rules.find("@th,64,128 0xfe800000000000000000000000000001") != std::string::npos);
     CHECK(table_name("vm") != table_name("vm2"));
+
+    Nic odd = vm_nic();
+    odd.addresses = {*parse_prefix("2001:db8:1:2345::10/52")};
+    CHECK(away_rules(table_name("vm"), "tap0", "drt0", odd)
+              .find("@th,64,56 & 0xfffffffffffff0 == 0x20010db8000120 ") != std::string::npos);
+    CHECK(mac_in_identity(identity_of(odd)) == vm_mac);
+    CHECK_FALSE(mac_in_identity("mac"));
 }

@@ -55,6 +55,36 @@ SocketAddress free_address() {
     return address;
 }
 
+// What stands between them maps every port of the dialling end to one and the same.
+struct Nat {
+    drover::UniqueFd inside{::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)};
+    drover::UniqueFd outside{::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0)};
+    SocketAddress address, last;
+
+    explicit Nat(const SocketAddress& to) : address(parse_socket_address("127.0.0.1:0")) {
+        REQUIRE(::bind(inside.get(), address.get(), address.size) == 0);
+        ::getsockname(inside.get(), reinterpret_cast<sockaddr*>(&address.storage), &address.size);
+        REQUIRE(::connect(outside.get(), to.get(), to.size) == 0);
+    }
+    void turn() {
+        uint8_t buffer[2048];
+        SocketAddress from;
+        from.size = sizeof from.storage;
+        for (ssize_t size; (size = ::recvfrom(inside.get(),
+                                              buffer,
+                                              sizeof buffer,
+                                              0,
+                                              reinterpret_cast<sockaddr*>(&from.storage),
+                                              &from.size)) > 0;) {
+            last = from;
+            ::send(outside.get(), buffer, static_cast<size_t>(size), 0);
+        }
+        for (ssize_t size; (size = ::recv(outside.get(), buffer, sizeof buffer, 0)) > 0;) {
+            ::sendto(inside.get(), buffer, static_cast<size_t>(size), 0, last.get(), last.size);
+        }
+    }
+};
+
 struct Pair {
     LinkOptions dials, listens;
     Peer home, away;
@@ -149,4 +179,61 @@ TEST_CASE("an end that has started anew is dialled again, from either side") {
     pair.away.frames.clear();
     pair.home.send(9);
     CHECK(pair.until([&] { return pair.away.frames.size() == 1; }));
+}
+
+TEST_CASE("an end that has started anew is heard although its address is the same as before") {
+    Pair pair;
+    Nat nat(pair.listens.address);
+    pair.dials.address = nat.address;
+    const auto up = [&] {
+        nat.turn();
+        return pair.up();
+    };
+    pair.open();
+    REQUIRE(pair.until(up));
+    const uint64_t before = pair.away.link->status().sessions;
+    pair.home.link.reset();
+    pair.home.open(pair.dials, pair.now);
+    // The other end still takes the old session for alive.
+    CHECK(pair.until([&] { return up() && pair.away.link->status().sessions > before; }));
+    pair.away.frames.clear();
+    CHECK(pair.until([&] {
+        pair.home.send(9);
+        nat.turn();
+        return !pair.away.frames.empty();
+    }));
+}
+
+TEST_CASE("strangers get few handshakes, and whoever has the key gets in all the same") {
+    Pair pair;
+    pair.listens.address.storage = pair.dials.address.storage;
+    pair.away.open(pair.listens, pair.now);
+    LinkOptions wrong = pair.dials;
+    wrong.psk.key = std::string(32, 'x');
+    std::vector<Peer> strangers(12);
+    for (Peer& stranger : strangers) {
+        stranger.open(wrong, pair.now);
+    }
+    for (int i = 0; i < 50; ++i) {
+        pair.now += 20;
+        for (Peer& stranger : strangers) {
+            stranger.turn(pair.now);
+        }
+        pair.away.turn(pair.now);
+    }
+    CHECK(pair.away.link->status().sessions <= 16);
+    strangers.clear();
+    pair.home.open(pair.dials, pair.now);
+    CHECK(pair.until([&] { return pair.up(); }));
+}
+
+TEST_CASE("an address that can't be reached yet is dialled again, and ends nothing") {
+    Pair pair;
+    pair.dials.address = parse_socket_address("255.255.255.255:9"); // EACCES
+    pair.home.open(pair.dials, pair.now);
+    for (int i = 0; i < 100; ++i) {
+        pair.home.turn(pair.now += 100);
+    }
+    CHECK_FALSE(pair.home.link->status().error.empty());
+    CHECK_FALSE(pair.home.link->up());
 }

@@ -105,6 +105,40 @@ TEST_CASE("whatever does not fit this site's limits and patterns is refused, wit
                          Error);
 }
 
+TEST_CASE("a tunnel is for sites that have a port for it, and for the networks that they allow") {
+    SiteConfig site = site_with_qemu();
+    Json vm = good();
+    const auto refusal = [&] {
+        try {
+            check_description(site, vm, false);
+        } catch (const Error& error) {
+            return std::string(error.what());
+        }
+        return std::string("not refused");
+    };
+    vm["tunnel"] = true;
+    CHECK(refusal() ==
+          "the VM wants to keep its addresses by a tunnel: drover.toml has no [tunnel]");
+    site.tunnel.port = "tap{nic.index}";
+    CHECK(check_description(site, vm, false).tunnel);
+    CHECK(tunnel_port(site, check_description(site, vm, false), 0) == "tap0");
+    site.tunnel.port = "{vm}/{nic.bridge}";
+    CHECK(refusal() ==
+          "tunnel.port of drover.toml makes 'vm1/br0', which is no name of an interface");
+    site.tunnel = {"tap0", {"10.1.0.0/16"}};
+    CHECK(refusal() == "not refused");
+    vm["nics"][0]["addresses"].push_back("2001:db8::10/64");
+    CHECK(refusal() == "the VM wants to keep 2001:db8::10/64 by a tunnel: tunnel.networks of "
+                       "drover.toml does not allow it");
+    site.limits.addresses = 1;
+    CHECK(refusal().find("limits.addresses of drover.toml allows 1") != std::string::npos);
+    vm["nics"][0]["gateways"] = Json::array({"fe80::1%eth0"});
+    CHECK(refusal() == "NIC 02:00:00:00:00:10: addresses of gateways are expected");
+    vm["tunnel"] = 1;
+    vm["nics"][0].erase("gateways");
+    CHECK(refusal().find("'tunnel'") != std::string::npos);
+}
+
 TEST_CASE("for disks alone no template is needed, and the rest is not looked at") {
     CHECK(refused("/nics/0/bridge", "br1", true) == "not refused");
     CHECK(check_description(SiteConfig{}, good(), true).values.empty());

@@ -58,8 +58,14 @@ TEST_CASE("to_toml gives a text that reads back to the same") {
     vm.name = "web.1";
     vm.hypervisor = "qemu";
     vm.disks = {{"root", {"/dir with \"quotes\" and \\/img", ""}}, {"data", {"", "nbd://h:1/x"}}};
-    vm.nics = {{"02:00:00:00:00:10", "br0", {"10.1.0.10/24", "2001:db8::10/64"}},
+    vm.nics = {{"02:00:00:00:00:10",
+                "br0",
+                {"10.1.0.10/24", "2001:db8::10/64"},
+                {"fe80::1"},
+                {"fe80::77"},
+                "br-here"},
                {"02:00:00:00:00:11", "", {}}};
+    vm.network = {true, "12h", "10m"};
     vm.values = {{"memory", "2G"}, {"cpus", "4"}};
     vm.local = {{"qmp", "/run/q"}};
     vm.hooks.pre_check = {"true"};
@@ -69,10 +75,46 @@ TEST_CASE("to_toml gives a text that reads back to the same") {
     CHECK(back.disks[0].store.file == vm.disks[0].store.file);
     CHECK(back.disks[1].store.uri == vm.disks[1].store.uri);
     CHECK(back.nics[0].addresses == vm.nics[0].addresses);
+    CHECK(back.nics[0].gateways == vm.nics[0].gateways);
+    CHECK(back.nics[0].link_locals == vm.nics[0].link_locals);
+    CHECK(back.nics[0].home_bridge == "br-here");
+    CHECK(back.network.tunnel);
+    CHECK(back.network.keep == "12h");
+    CHECK(back.network.keep_at_least == "10m");
     CHECK(back.values == vm.values);
     CHECK(back.local == vm.local);
     CHECK(back.hooks.failed == vm.hooks.failed);
     CHECK(back.hooks.post_switchover.empty());
+}
+
+TEST_CASE("a tunnel needs a VM that moves, an address and a bridge here") {
+    const auto with = [](const char* hypervisor, const char* nic, const char* network) {
+        return refused(
+            fmt::format("name = \"vm1\"\nhypervisor = \"{}\"\n[[disk]]\nname = \"root\"\n"
+                        "file = \"/img\"\n[[nic]]\nmac = \"02:00:00:00:00:10\"\n{}\n"
+                        "[network]\n{}\n",
+                        hypervisor,
+                        nic,
+                        network));
+    };
+    constexpr const char* nic = "bridge = \"br0\"\naddresses = [\"10.1.0.10/24\"]";
+    constexpr const char* tunnel = "mode = \"tunnel\"";
+    CHECK(with("qemu", nic, tunnel) == "not refused");
+    CHECK(with("none", nic, "mode = \"none\"") == "not refused");
+    CHECK(with("none", nic, tunnel).find("its VM does not move") != std::string::npos);
+    CHECK(with("qemu", "bridge = \"br0\"", tunnel).ends_with("needs a [[nic]] with 'addresses'"));
+    CHECK(with("qemu", "addresses = [\"10.1.0.10/24\"]", tunnel).find("'home-bridge'") !=
+          std::string::npos);
+    CHECK(with("qemu", nic, "mode = \"auto\"").find("\"tunnel\" or \"none\" is expected") !=
+          std::string::npos);
+    CHECK(with("qemu", nic, "keep = \"soon\"").find("'network.keep'") != std::string::npos);
+    CHECK(with("qemu", nic, "keep-at-least = \"forever\"").find("'network.keep-at-least'") !=
+          std::string::npos);
+    CHECK(with("qemu", nic, "anchor = \"h\"").find("unknown key") != std::string::npos);
+    CHECK(with("qemu", "gateways = [\"fe80::1/64\"]", "").find("'nic[0].gateways'") !=
+          std::string::npos);
+    CHECK(with("qemu", "home-bridge = \"a/b\"", "").find("'nic[0].home-bridge'") !=
+          std::string::npos);
 }
 
 TEST_CASE("a mistake is told with file, line, key and what was expected") {

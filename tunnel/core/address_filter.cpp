@@ -15,12 +15,28 @@ bool is_nd(const IpPacket& ip) {
            ip.icmp_type >= nd_router_solicit && ip.icmp_type <= nd_redirect;
 }
 
+// RFC 4291, appendix A.
+Ip link_local_of(const Mac& mac) {
+    Ip ip{6, {0xfe, 0x80}};
+    std::copy_n(mac.bytes.begin(), 3, ip.bytes.begin() + 8);
+    ip.bytes[8] ^= 2;
+    ip.bytes[11] = 0xff;
+    ip.bytes[12] = 0xfe;
+    std::copy_n(mac.bytes.begin() + 3, 3, ip.bytes.begin() + 13);
+    return ip;
+}
+
 } // namespace
 
 bool Nic::has_address(const Ip& ip) const {
     return std::any_of(addresses.begin(), addresses.end(), [&](const Prefix& prefix) {
         return prefix.address == ip;
     });
+}
+
+bool Nic::has_link_local(const Ip& ip) const {
+    return ip == link_local_of(mac) ||
+           std::find(link_locals.begin(), link_locals.end(), ip) != link_locals.end();
 }
 
 bool Nic::is_neighbour(const Ip& ip) const {
@@ -39,8 +55,18 @@ std::string identity_of(const Nic& nic) {
     for (const Ip& gateway : nic.gateways) {
         parts.push_back("gateway " + to_text(gateway));
     }
+    for (const Ip& link_local : nic.link_locals) {
+        parts.push_back("link-local " + to_text(link_local));
+    }
     std::sort(parts.begin(), parts.end());
     return fmt::format("mac {} {}", to_text(nic.mac), fmt::join(parts, " "));
+}
+
+std::optional<Mac> mac_in_identity(std::string_view identity) {
+    constexpr std::string_view word = "mac ";
+    constexpr size_t digits = 17;
+    return identity.starts_with(word) ? parse_mac(identity.substr(word.size(), digits))
+                                      : std::nullopt;
 }
 
 bool AddressFilter::from_vm(const Parsed& frame) const {
@@ -56,7 +82,10 @@ bool AddressFilter::from_vm(const Parsed& frame) const {
     if (!frame.ip) {
         return false;
     }
-    return is_nd(*frame.ip) ? nd_from_vm(*frame.ip) : nic_.has_address(frame.ip->source);
+    if (is_nd(*frame.ip)) {
+        return nd_from_vm(*frame.ip);
+    }
+    return !frame.destination.is_group() && nic_.has_address(frame.ip->source);
 }
 
 bool AddressFilter::nd_from_vm(const IpPacket& ip) const {
@@ -64,14 +93,12 @@ bool AddressFilter::nd_from_vm(const IpPacket& ip) const {
         return false;
     }
     if (ip.icmp_type == nd_advert) {
-        return nic_.has_address(*ip.nd_target) &&
-               (nic_.has_address(ip.source) || ip.source.is_link_local());
+        return nic_.has_address(*ip.nd_target) && is_own(ip.source);
     }
     if (ip.source.is_unspecified()) { // duplicate address detection
         return nic_.has_address(*ip.nd_target);
     }
-    return (nic_.has_address(ip.source) || ip.source.is_link_local()) &&
-           nic_.is_neighbour(*ip.nd_target);
+    return is_own(ip.source) && nic_.is_neighbour(*ip.nd_target);
 }
 
 bool AddressFilter::to_vm(const Parsed& frame) const {
@@ -97,7 +124,8 @@ bool AddressFilter::to_vm(const Parsed& frame) const {
 bool AddressFilter::nd_to_vm(const IpPacket& ip) const {
     switch (ip.icmp_type) {
     case nd_solicit:
-        return ip.nd_target && nic_.has_address(*ip.nd_target);
+        return ip.nd_target && nic_.has_address(*ip.nd_target) &&
+               (ip.source.is_unspecified() || nic_.is_neighbour(ip.source));
     case nd_advert:
         return ip.nd_target && nic_.is_neighbour(*ip.nd_target);
     case nd_router_advert:

@@ -13,14 +13,17 @@ struct Nic {
     Mac mac;
     std::vector<Prefix> addresses; // old ones; their networks were on-link there
     std::vector<Ip> gateways;      // old ones outside of these networks: link-local, usually
+    std::vector<Ip> link_locals;   // its own, but the one that is made from its MAC
 
     bool has_address(const Ip& ip) const;
+    bool has_link_local(const Ip& ip) const;
     // Was the VM's neighbour there: in a network of its, or one of the gateways.
     bool is_neighbour(const Ip& ip) const;
 };
 
 // The same text for the same NIC, in whichever order it was given.
 std::string identity_of(const Nic& nic);
+std::optional<Mac> mac_in_identity(std::string_view identity);
 
 class AddressFilter {
 public:
@@ -36,6 +39,7 @@ public:
     const Nic& nic() const { return nic_; }
 
 private:
+    bool is_own(const Ip& ip) const { return nic_.has_address(ip) || nic_.has_link_local(ip); }
     bool nd_from_vm(const IpPacket& ip) const;
     bool nd_to_vm(const IpPacket& ip) const;
 

@@ -8,11 +8,13 @@
 namespace drover::tunnel {
 namespace {
 
-constexpr uint64_t return_ms = 5000;   // for what comes back
+constexpr uint64_t return_ms = 10'000; // for what comes back
 constexpr uint64_t farewell_ms = 3000; // for a peer that does not answer
 constexpr uint64_t goodbye_ms = 700;   // so that the peer hears of it
 // What is delivered at once: less than the queue of a TAP device (1000), and of a virtio ring.
 constexpr size_t burst = 128;
+// And sent back: 100 Mbit/s of large frames.
+constexpr size_t return_burst = 8;
 constexpr uint64_t burst_every_ms = 1, idle_tick_ms = 100;
 
 } // namespace
@@ -86,7 +88,7 @@ void End::from_peer(const Record& record, HoldQueue::Order order, uint64_t now_m
     if (const auto* const whole = std::get_if<WholeFrame>(&record)) {
         frame_from_peer(whole->frame, order, now_ms);
     } else if (const auto* const piece = std::get_if<Piece>(&record)) {
-        if (const auto frame = joiner_.add(*piece)) {
+        if (const auto frame = joiner_.add(*piece, order.first)) {
             frame_from_peer(*frame, order, now_ms);
         }
     }
@@ -140,18 +142,31 @@ void End::peer_phase(Phase phase, uint64_t now_ms) {
         if (phase_ == Phase::returning && phase == Phase::returned) {
             set_phase(Phase::ready);
         }
-    } else if (phase_ == Phase::ready && phase == Phase::returning) {
-        send_back();
-    } else if (phase_ == Phase::returned && phase != Phase::returning) {
-        set_phase(Phase::ready);
+    } else if (phase == Phase::returning) {
+        try {
+            hold(); // where it had resumed: the peer is certain that the VM has left
+        } catch (const Error&) {
+            return; // the peer says it again
+        }
+        sends_back_ = phase_ == Phase::ready;
+    } else {
+        sends_back_ = false;
+        if (phase_ == Phase::returned) {
+            set_phase(Phase::ready);
+        }
     }
 }
 
 void End::send_back() {
-    while (const auto frame = held_.pop()) {
+    for (size_t i = 0; i < return_burst; ++i) {
+        const auto frame = held_.pop();
+        if (!frame) {
+            sends_back_ = false;
+            set_phase(Phase::returned);
+            return;
+        }
         split_to_peer(*frame);
     }
-    set_phase(Phase::returned);
 }
 
 void End::divert(uint64_t now_ms) {
@@ -181,23 +196,39 @@ void End::resume(uint64_t now_ms) {
     if (phase_ == Phase::resumed) {
         return;
     }
-    if (phase_ == Phase::closing) {
-        throw Error(ErrorKind::state, "it is closing");
+    if (phase_ == Phase::closing || phase_ == Phase::returned || sends_back_) {
+        throw Error(ErrorKind::state,
+                    phase_ == Phase::closing ? "it is closing" : "the VM has gone back");
     }
     around_.switch_over(true);
     switched_ms_ = now_ms;
     set_phase(Phase::resumed);
-    tick(now_ms);
+    tick_away(now_ms);
 }
 
-void End::rollback(uint64_t now_ms) {
+void End::hold() {
+    if (options_.role != Role::away) {
+        throw Error(ErrorKind::state, "the away end holds");
+    }
+    if (phase_ != Phase::resumed) {
+        return;
+    }
+    around_.switch_over(false);
+    set_phase(Phase::ready);
+}
+
+void End::rollback(bool certain, uint64_t now_ms) {
     if (options_.role != Role::home) {
         throw Error(ErrorKind::state, "the home end rolls back");
     }
     if (phase_ != Phase::diverted) {
         return;
     }
-    if (peer_ == Phase::resumed) {
+    if (!certain && (!peer_ || !around_.link_up())) {
+        throw Error(ErrorKind::state,
+                    "the link is not up: whether the VM runs at the other end is not known");
+    }
+    if (!certain && peer_ == Phase::resumed) {
         throw Error(ErrorKind::refused, "the VM runs at the other end");
     }
     around_.switch_over(false);
@@ -221,8 +252,11 @@ bool End::finished(uint64_t now_ms) const {
     return now_ms >= closing_ms_ + (peer_closes_ || !around_.link_up() ? goodbye_ms : farewell_ms);
 }
 
-uint64_t End::tick(uint64_t now_ms) {
-    flows_.expire(now_ms);
+uint64_t End::tick_away(uint64_t now_ms) {
+    if (sends_back_) {
+        send_back();
+        return burst_every_ms;
+    }
     if (phase_ == Phase::resumed && held_.frames() != 0) {
         for (size_t i = 0; i < burst; ++i) {
             const auto frame = held_.pop();
@@ -234,12 +268,19 @@ uint64_t End::tick(uint64_t now_ms) {
         return burst_every_ms;
     }
     held_.expire(now_ms);
+    return idle_tick_ms;
+}
+
+uint64_t End::tick(uint64_t now_ms) {
+    flows_.expire(now_ms);
+    if (options_.role == Role::away) {
+        return tick_away(now_ms);
+    }
     if (phase_ == Phase::returning && now_ms >= return_until_ms_) {
         set_phase(Phase::ready); // the peer is gone; so is what it kept
     }
     if (phase_ == Phase::diverted && peer_ == Phase::resumed) {
-        const uint64_t live = flows_.count() - flows_.count(FlowClass::tcp_closing);
-        const std::string why = reason_to_end(options_.keep, live, now_ms - switched_ms_);
+        const std::string why = reason_to_end(options_.keep, flows_.live(), now_ms - switched_ms_);
         if (!why.empty()) {
             close(why, now_ms);
         }

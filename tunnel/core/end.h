@@ -3,8 +3,10 @@
 // and the time, and tells its surroundings what to do. One thread.
 //
 //   home:  ready --divert--> diverted --rollback--> returning --the peer has sent back--> ready
-//   away:  ready --resume--> resumed;   ready --the peer is returning--> returned --it is ready-->
-//   ready both:  any --close, or the peer closes--> closing
+//   away:  ready --resume--> resumed --hold--> ready
+//          ready, resumed --the peer is returning, and what was kept is sent back--> returned
+//          returned --the peer is not returning any more--> ready
+//   both:  any --close, or the peer closes--> closing
 //
 // At home, nothing crosses before `diverted`, and the VM's frames enter the old segment only then.
 // Away, frames for the VM are kept until `resumed`, delivered in the order in which home sent them,
@@ -64,10 +66,14 @@ public:
     uint64_t tick(uint64_t now_ms);
 
     // Commands. Each may be given again. Throws Error(state) where this end has no such command or
-    // the link is not up, Error(refused) for a rollback when the VM runs at the other end.
+    // the link is not up.
     void divert(uint64_t now_ms);
     void resume(uint64_t now_ms);
-    void rollback(uint64_t now_ms);
+    // Away: the VM is paused, on its way home.
+    void hold();
+    // certain: it is known that the VM runs here. Else the other end has to say that it does not
+    // run there: throws Error(refused) if it does.
+    void rollback(bool certain, uint64_t now_ms);
     void close(const std::string& why, uint64_t now_ms);
 
     // Both ends know of the closing, or the peer does not answer: take down.
@@ -75,7 +81,7 @@ public:
     const std::string& closing_reason() const { return why_; }
 
     Phase phase() const { return phase_; }
-    Phase peer() const { return peer_; }
+    std::optional<Phase> peer() const { return peer_; } // nullopt: it has not said yet
     const FlowTable& flows() const { return flows_; }
     const HoldQueue& held() const { return held_; }
     const Joiner& joiner() const { return joiner_; }
@@ -90,6 +96,7 @@ private:
     void deliver(Bytes frame);
     void set_phase(Phase phase);
     void send_back();
+    uint64_t tick_away(uint64_t now_ms);
 
     const EndOptions options_;
     Surroundings& around_;
@@ -99,7 +106,9 @@ private:
     Splitter splitter_;
     Joiner joiner_;
     EndCounters counters_;
-    Phase phase_ = Phase::ready, peer_ = Phase::ready;
+    Phase phase_ = Phase::ready;
+    std::optional<Phase> peer_;
+    bool sends_back_ = false;      // away: what is kept, bit by bit
     uint64_t switched_ms_ = 0;     // when phase became `diverted` or `resumed`
     uint64_t return_until_ms_ = 0; // home: what comes back is delivered until then
     uint64_t closing_ms_ = 0;

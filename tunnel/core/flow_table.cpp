@@ -81,20 +81,30 @@ void FlowTable::seen(const Parsed& frame, bool from_vm, size_t size, uint64_t no
         make_room();
         const FlowClass first = tcp ? FlowClass::tcp_open : class_without_state(ip);
         List& list = list_of(first);
-        list.push_back({key, first, 0, now_ms, now_ms});
+        list.push_back({key, first, 0, 0, now_ms, now_ms});
         found = index_.emplace(key, std::prev(list.end())).first;
     }
     Flow& flow = *found->second;
+    live_ -= is_live(flow) ? 1 : 0;
     List& before = list_of(flow.state);
     if (tcp) {
         flow.state = next_tcp_state(flow.state, ip.tcp_flags, flow.fins, from_vm);
     }
+    flow.heard |= from_vm ? from_vm_bit : from_peer_bit;
     flow.last_ms = now_ms;
+    live_ += is_live(flow) ? 1 : 0;
     List& after = list_of(flow.state);
     after.splice(after.end(), before, found->second);
 }
 
+bool FlowTable::is_live(const Flow& flow) {
+    return flow.heard == (from_vm_bit | from_peer_bit) &&
+           (flow.state == FlowClass::tcp_open || flow.state == FlowClass::udp ||
+            flow.state == FlowClass::other);
+}
+
 void FlowTable::remove(List& list) {
+    live_ -= is_live(list.front()) ? 1 : 0;
     index_.erase(list.front().key);
     list.pop_front();
 }

@@ -38,6 +38,9 @@ public:
 
     size_t count(FlowClass which) const { return lists_[static_cast<size_t>(which)].size(); }
     size_t count() const { return index_.size(); }
+    // Those that somebody uses: both sides have spoken, and have not ended it. Scans of a public
+    // address are none, nor is an echo.
+    size_t live() const { return live_; }
     uint64_t bytes_to_vm() const { return to_vm_; }
     uint64_t bytes_from_vm() const { return from_vm_; }
     uint64_t evicted() const { return evicted_; } // for want of room
@@ -59,7 +62,7 @@ private:
     struct Flow {
         Key key;
         FlowClass state = FlowClass::other;
-        uint8_t fins = 0; // 1: from the VM, 2: from the peer
+        uint8_t fins = 0, heard = 0; // 1: from the VM, 2: from the peer
         uint64_t since_ms = 0, last_ms = 0;
     };
     using List = std::list<Flow>; // the one that was idle longest first
@@ -67,10 +70,12 @@ private:
     List& list_of(FlowClass which) { return lists_[static_cast<size_t>(which)]; }
     void make_room();
     void remove(List& list);
+    static bool is_live(const Flow& flow);
 
     FlowLimits limits_;
     std::array<List, flow_classes> lists_;
     std::unordered_map<Key, List::iterator, Hash> index_;
+    size_t live_ = 0;
     uint64_t to_vm_ = 0, from_vm_ = 0, evicted_ = 0;
     uint64_t last_ms_ = 0;
 };

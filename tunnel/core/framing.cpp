@@ -106,12 +106,12 @@ void Joiner::drop_oldest() {
     ++dropped_;
 }
 
-std::optional<Frame> Joiner::add(const Piece& piece) {
+std::optional<Frame> Joiner::add(const Piece& piece, uint64_t session) {
     auto found = std::find_if(frames_.begin(), frames_.end(), [&](const Unfinished& frame) {
-        return frame.id == piece.id;
+        return frame.session == session && frame.id == piece.id;
     });
     if (found != frames_.end() && found->pieces.size() != piece.count) {
-        bytes_ -= found->bytes; // the same id again, after a peer's restart
+        bytes_ -= found->bytes; // a peer that does not know its frames
         frames_.erase(found);
         ++dropped_;
         found = frames_.end();
@@ -120,7 +120,7 @@ std::optional<Frame> Joiner::add(const Piece& piece) {
         if (frames_.size() == most_frames) {
             drop_oldest();
         }
-        frames_.push_back({piece.id, piece.count, 0, std::vector<Frame>(piece.count)});
+        frames_.push_back({session, piece.id, piece.count, 0, std::vector<Frame>(piece.count)});
         found = std::prev(frames_.end());
     }
     Frame& part = found->pieces[piece.index];

@@ -82,19 +82,20 @@ private:
     uint32_t id_ = 0;
 };
 
-// Puts pieces together again, in whichever order they come. Keeps at most `most_frames` unfinished
-// ones and `most_bytes` in all; the oldest one goes first.
+// Puts the pieces of a frame together again, which come by one session, in whichever order. Keeps
+// at most `most_frames` unfinished ones and `most_bytes` in all; the oldest one goes first.
 class Joiner {
 public:
     static constexpr size_t most_frames = 64, most_bytes = 1 << 20;
 
     // The frame, once its last piece has come.
-    std::optional<Frame> add(const Piece& piece);
+    std::optional<Frame> add(const Piece& piece, uint64_t session);
     uint64_t dropped() const { return dropped_; } // frames that were never finished
     size_t unfinished() const { return frames_.size(); }
 
 private:
     struct Unfinished {
+        uint64_t session = 0;
         uint32_t id = 0;
         size_t missing = 0, bytes = 0;
         std::vector<Frame> pieces;

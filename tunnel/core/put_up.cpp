@@ -45,7 +45,9 @@ std::string put_up_text(const PutUp& put_up) {
                        {"identity", put_up.identity},
                        {"at", put_up.at},
                        {"table", put_up.table},
-                       {"switched", put_up.switched}});
+                       {"switched", put_up.switched},
+                       {"port", put_up.port},
+                       {"port_state", put_up.port_state}});
 }
 
 PutUp parse_put_up(std::string_view bytes, const std::string& name) {
@@ -81,6 +83,12 @@ PutUp parse_put_up(std::string_view bytes, const std::string& name) {
         refuse(name, "damaged");
     }
     put_up.switched = switched.get<bool>();
+    put_up.port = text_of(*object, "port", name);
+    const json port_state = object->value("port_state", json());
+    if (!port_state.is_number_unsigned() || port_state.get<uint64_t>() > UINT16_MAX) {
+        refuse(name, "damaged");
+    }
+    put_up.port_state = port_state.get<uint16_t>();
     return put_up;
 }
 

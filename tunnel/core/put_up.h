@@ -3,6 +3,7 @@
 // before it is put up, so that it can be taken down whatever happens. Pure; any thread.
 #pragma once
 
+#include <cstdint>
 #include <string>
 #include <string_view>
 
@@ -17,6 +18,9 @@ struct PutUp {
     std::string at;        // home: the bridge; away: the VM's port
     std::string table;     // of nft; "" at home
     bool switched = false; // home: the VM's frames go across; away: they are delivered
+    // Home, while it is switched: where the bridge had the VM's MAC before, and how firmly (NUD_*).
+    std::string port = {};
+    uint16_t port_state = 0;
     bool operator==(const PutUp&) const = default;
 };
 

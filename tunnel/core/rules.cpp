@@ -49,11 +49,20 @@ struct Texts {
 
     // The target of a solicitation is behind 8 bytes of ICMPv6.
     static std::string nd_targets(const Prefix& prefix) {
-        std::string digits;
-        for (size_t i = 0; i < prefix.length / 8U; ++i) {
-            digits += fmt::format("{:02x}", prefix.address.bytes[i]);
+        const size_t bytes = (prefix.length + 7U) / 8;
+        std::string digits, mask;
+        for (size_t i = 0; i < bytes; ++i) {
+            const size_t beyond = 8 * (i + 1) - std::min<size_t>(prefix.length, 8 * (i + 1));
+            const auto bits = static_cast<uint8_t>(0xff << beyond);
+            digits += fmt::format("{:02x}", prefix.address.bytes[i] & bits);
+            mask += fmt::format("{:02x}", bits);
         }
-        return digits.empty() ? "" : fmt::format("@th,64,{} 0x{}", prefix.length / 8 * 8, digits);
+        if (bytes == 0) {
+            return "";
+        }
+        return prefix.length % 8 == 0
+                   ? fmt::format("@th,64,{} 0x{}", 8 * bytes, digits)
+                   : fmt::format("@th,64,{} & 0x{} == 0x{}", 8 * bytes, mask, digits);
     }
 };
 
