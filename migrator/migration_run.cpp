@@ -279,7 +279,11 @@ Json Migration::vm_description() const {
         entry.block_size = disk->status().value("block_size", uint64_t{0});
         disks.push_back(std::move(entry));
     }
-    return describe(vm_, disks);
+    Json description = describe(vm_, disks);
+    for (const auto& [name, value] : hypervisor_->values()) {
+        description["values"][name] = value;
+    }
+    return description;
 }
 
 std::string Migration::destination() const {
