@@ -197,7 +197,8 @@ void add_obstacles(const libxl_domain_config& config, std::vector<std::string>& 
     if (config.c_info.type == LIBXL_DOMAIN_TYPE_HVM) {
         found.emplace_back("it is an HVM guest, whose device model is not moved: PV and PVH are");
     }
-    if (libxl_defbool_val(config.b_info.disable_migrate)) {
+    const libxl_defbool forbidden = config.b_info.disable_migrate;
+    if (!libxl_defbool_is_default(forbidden) && libxl_defbool_val(forbidden)) {
         found.emplace_back("its configuration forbids it ('nomigrate')");
     }
 }
