@@ -65,6 +65,8 @@ struct AddressesFree {
 void set_options(int fd) {
     const int on = 1;
     ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
+    // A record that does not fill a packet would wait for the one before to be acknowledged.
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     ::setsockopt(fd, IPPROTO_TCP, TCP_USER_TIMEOUT, &dead_link_ms, sizeof dead_link_ms);
 }
 

@@ -70,7 +70,8 @@ asio::awaitable<void> XenOutgoing::describe(HypervisorLost lost) {
     domain_ = host_->describe(id_);
     check_domain();
     lost_ = std::move(lost);
-    timer_.emplace(co_await asio::this_coro::executor);
+    const auto executor = co_await asio::this_coro::executor;
+    timer_.emplace(executor);
     watch();
 }
 
@@ -198,8 +199,12 @@ asio::awaitable<void> XenOutgoing::undo_leftover() {
 void XenOutgoing::watch() {
     timer_->expires_after(look_interval);
     timer_->async_wait([this](asio::error_code error) {
-        if (!error) {
-            look();
+        try {
+            if (!error) {
+                look();
+            }
+        } catch (const Error&) {
+            watch(); // the hypervisor answers no more; whoever needs it says so
         }
     });
 }
