@@ -14,14 +14,13 @@
 #include <optional>
 #include <thread>
 
+#include <endian.h>
+#include <fcntl.h>
 #include <linux/fs.h>
 #include <linux/nbd-netlink.h>
 #include <linux/nbd.h>
 #include <netlink/genl/ctrl.h>
 #include <netlink/genl/genl.h>
-
-#include <endian.h>
-#include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -76,7 +75,8 @@ std::string receive(int fd, size_t size) {
 }
 
 // Big-endian, from `at`.
-template <typename Number> Number number(const std::string& bytes, size_t at) {
+template <typename Number>
+Number number(const std::string& bytes, size_t at) {
     uint64_t value = 0;
     for (size_t i = 0; i < sizeof(Number); ++i) {
         value = value << 8 | static_cast<unsigned char>(bytes.at(at + i));
@@ -84,7 +84,8 @@ template <typename Number> Number number(const std::string& bytes, size_t at) {
     return static_cast<Number>(value);
 }
 
-template <typename Number> void append(std::string& bytes, Number value) {
+template <typename Number>
+void append(std::string& bytes, Number value) {
     for (size_t i = sizeof(Number); i-- > 0;) {
         bytes += static_cast<char>(static_cast<uint64_t>(value) >> (8 * i) & 0xff);
     }
@@ -259,8 +260,7 @@ std::string device_of(int index) {
 void make_link(const std::string& link, const std::string& device) {
     const std::string next = link + ".new";
     ::unlink(next.c_str());
-    if (::symlink(device.c_str(), next.c_str()) != 0 ||
-        ::rename(next.c_str(), link.c_str()) != 0) {
+    if (::symlink(device.c_str(), next.c_str()) != 0 || ::rename(next.c_str(), link.c_str()) != 0) {
         throw_errno(link);
     }
 }

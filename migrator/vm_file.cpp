@@ -275,9 +275,9 @@ VmFile parse_vm_file(const SiteConfig& site,
     }
     vm.hypervisor = root.required_string("hypervisor", "\"qemu\", \"xen\" or \"none\"");
     if (!known_hypervisor(vm.hypervisor)) {
-        root.fail("hypervisor",
-                  fmt::format("\"qemu\", \"xen\" or \"none\" is expected, not \"{}\"",
-                              vm.hypervisor));
+        root.fail(
+            "hypervisor",
+            fmt::format("\"qemu\", \"xen\" or \"none\" is expected, not \"{}\"", vm.hypervisor));
     }
 
     auto disks = root.tables("disk");

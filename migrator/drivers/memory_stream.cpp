@@ -6,9 +6,8 @@
 #include <algorithm>
 #include <thread>
 
-#include <gnutls/gnutls.h>
-
 #include <fcntl.h>
+#include <gnutls/gnutls.h>
 #include <netdb.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -230,13 +229,13 @@ void MemoryStream::pace(uint64_t just_sent) {
     }
     window_bytes_ += just_sent;
     if (rate != 0) {
-        std::this_thread::sleep_until(window_start_ +
-                                      milliseconds(window_bytes_ * 1000 / std::max(rate, just_sent)));
+        std::this_thread::sleep_until(
+            window_start_ + milliseconds(window_bytes_ * 1000 / std::max(rate, just_sent)));
     }
 }
 
-// The pump on a thread of its own beside the work. Each lets go of its end of the pipe as soon as it
-// is over, which ends the other one.
+// The pump on a thread of its own beside the work. Each lets go of its end of the pipe as soon as
+// it is over, which ends the other one.
 void MemoryStream::run(UniqueFd& pump_end,
                        const std::function<void()>& pump,
                        UniqueFd& work_end,
@@ -273,19 +272,13 @@ void MemoryStream::run(UniqueFd& pump_end,
 void MemoryStream::send(const std::function<void(int fd)>& writer) {
     Pipe pipe;
     run(
-        pipe.out,
-        [&] { send_from(pipe.out.get()); },
-        pipe.in,
-        [&] { writer(pipe.in.get()); });
+        pipe.out, [&] { send_from(pipe.out.get()); }, pipe.in, [&] { writer(pipe.in.get()); });
 }
 
 void MemoryStream::receive(const std::function<void(int fd)>& reader) {
     Pipe pipe;
     run(
-        pipe.in,
-        [&] { receive_into(pipe.in.get()); },
-        pipe.out,
-        [&] { reader(pipe.out.get()); });
+        pipe.in, [&] { receive_into(pipe.in.get()); }, pipe.out, [&] { reader(pipe.out.get()); });
 }
 
 void MemoryStream::send_from(int fd) {

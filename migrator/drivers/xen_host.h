@@ -62,7 +62,8 @@ public:
     virtual std::optional<uint32_t> find(const std::string& name) = 0;
     virtual XenDomain describe(uint32_t domain) = 0;
     virtual XenState state(uint32_t domain) = 0;
-    // Whether its writes can be tracked, which moving it while it runs needs. Not while it is saved.
+    // Whether its writes can be tracked, which moving it while it runs needs. Not while it is
+    // saved.
     virtual bool can_track(uint32_t domain) = 0;
     // While it is saved: pages that it has changed since the save has last looked; nullopt: not
     // known.

@@ -92,10 +92,9 @@ void XenOutgoing::check_config() const {
 
 void XenOutgoing::check_domain() const {
     if (!domain_.obstacles.empty()) {
-        throw Error(ErrorKind::state,
-                    fmt::format("{} can't be migrated: {}",
-                                vm_.name,
-                                fmt::join(domain_.obstacles, "; ")));
+        throw Error(
+            ErrorKind::state,
+            fmt::format("{} can't be migrated: {}", vm_.name, fmt::join(domain_.obstacles, "; ")));
     }
     check_disks(domain_.disks, "the domain");
     std::vector<std::string> here, named;
@@ -108,11 +107,11 @@ void XenOutgoing::check_domain() const {
     std::sort(here.begin(), here.end());
     std::sort(named.begin(), named.end());
     if (here != named) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("{}: a [[nic]] for each of the domain's is expected: {}",
-                                vm_.path,
-                                here.empty() ? "it has none"
-                                             : fmt::format("{}", fmt::join(here, ", "))));
+        throw Error(
+            ErrorKind::usage,
+            fmt::format("{}: a [[nic]] for each of the domain's is expected: {}",
+                        vm_.path,
+                        here.empty() ? "it has none" : fmt::format("{}", fmt::join(here, ", "))));
     }
     if (domain_.type == "pv" && !host_->can_track(id_)) {
         throw Error(ErrorKind::state,
@@ -132,7 +131,7 @@ void XenOutgoing::check_disks(const std::vector<XenDisk>& disks, const std::stri
         if (!served) {
             throw Error(ErrorKind::usage,
                         fmt::format("{}: its disk {} is {}, which is no disk that Drover serves: "
-                                    "'phy:{}' is the first of {}",
+                                    "'{}' is the first of {}",
                                     where,
                                     disk.vdev,
                                     disk.path,
@@ -141,12 +140,10 @@ void XenOutgoing::check_disks(const std::vector<XenDisk>& disks, const std::stri
         }
     }
     if (disks.size() != vm_.disks.size()) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("{}: it has {} disks, {} has {}",
-                                where,
-                                disks.size(),
-                                vm_.path,
-                                vm_.disks.size()));
+        throw Error(
+            ErrorKind::usage,
+            fmt::format(
+                "{}: it has {} disks, {} has {}", where, disks.size(), vm_.path, vm_.disks.size()));
     }
 }
 
@@ -237,7 +234,8 @@ asio::awaitable<void> XenOutgoing::start_outgoing(MemoryLink link, MemoryTuning 
     saving_ = std::make_unique<Job>(executor, std::move(work), std::move(stop));
 }
 
-// Xen has no limit of the downtime: it stops the guest when little is left, or after the fifth pass.
+// Xen has no limit of the downtime: it stops the guest when little is left, or after the fifth
+// pass.
 asio::awaitable<void> XenOutgoing::tune(MemoryTuning tuning) {
     stream_.limit(tuning.max_bandwidth);
     co_return;

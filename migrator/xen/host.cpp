@@ -119,10 +119,9 @@ public:
 
     [[noreturn]] void fail(const char* call, int result) const {
         const std::string said = log_.errors();
-        throw Error(result == ERROR_ABORTED ? ErrorKind::cancelled : ErrorKind::state,
-                    fmt::format("{}: {}",
-                                call,
-                                said.empty() ? fmt::format("error {}", result) : said));
+        throw Error(
+            result == ERROR_ABORTED ? ErrorKind::cancelled : ErrorKind::state,
+            fmt::format("{}: {}", call, said.empty() ? fmt::format("error {}", result) : said));
     }
     void check(const char* call, int result) const {
         if (result != 0) {
@@ -174,21 +173,21 @@ char* copy_of(const std::string& text) {
 
 // Of a kind that needs something here that would not be there.
 void add_obstacles(const libxl_domain_config& config, std::vector<std::string>& found) {
-    const std::array<std::pair<int, const char*>, 14> kinds{{{config.num_pcidevs, "PCI device"},
-                                                             {config.num_rdms, "reserved memory"},
-                                                             {config.num_dtdevs, "device"},
-                                                             {config.num_vfbs, "framebuffer"},
-                                                             {config.num_vkbs, "keyboard"},
-                                                             {config.num_vtpms, "TPM"},
-                                                             {config.num_p9s, "shared folder"},
-                                                             {config.num_pvcallsifs, "PV calls"},
-                                                             {config.num_vdispls, "display"},
-                                                             {config.num_vsnds, "sound card"},
-                                                             {config.num_channels, "channel"},
-                                                             {config.num_usbctrls, "USB"},
-                                                             {config.num_usbdevs, "USB device"},
-                                                             {config.b_info.num_vnuma_nodes,
-                                                              "virtual NUMA node"}}};
+    const std::array<std::pair<int, const char*>, 14> kinds{
+        {{config.num_pcidevs, "PCI device"},
+         {config.num_rdms, "reserved memory"},
+         {config.num_dtdevs, "device"},
+         {config.num_vfbs, "framebuffer"},
+         {config.num_vkbs, "keyboard"},
+         {config.num_vtpms, "TPM"},
+         {config.num_p9s, "shared folder"},
+         {config.num_pvcallsifs, "PV calls"},
+         {config.num_vdispls, "display"},
+         {config.num_vsnds, "sound card"},
+         {config.num_channels, "channel"},
+         {config.num_usbctrls, "USB"},
+         {config.num_usbdevs, "USB device"},
+         {config.b_info.num_vnuma_nodes, "virtual NUMA node"}}};
     for (const auto& [count, name] : kinds) {
         if (count > 0) {
             found.push_back(fmt::format("it has a {}, which stays behind", name));
@@ -217,8 +216,7 @@ public:
     unsigned passes() const override { return long_log_.passes(); }
     void save(uint32_t domain, int fd) override;
     void resume(uint32_t domain) override;
-    void
-    restore(const XenDomain& as, const XenScripts& scripts, int fd, uint32_t& domain) override;
+    void restore(const XenDomain& as, const XenScripts& scripts, int fd, uint32_t& domain) override;
     void interrupt() override;
     void rename(uint32_t domain, const std::string& from, const std::string& to) override;
     void unpause(uint32_t domain) override;
@@ -300,7 +298,8 @@ XenState LibxlHost::state(uint32_t domain) {
         return XenState::ended;
     }
     if ((found->flags & XEN_DOMINF_shutdown) != 0) {
-        const unsigned reason = (found->flags >> XEN_DOMINF_shutdownshift) & XEN_DOMINF_shutdownmask;
+        const unsigned reason =
+            (found->flags >> XEN_DOMINF_shutdownshift) & XEN_DOMINF_shutdownmask;
         return reason == SHUTDOWN_suspend ? XenState::suspended : XenState::ended;
     }
     return (found->flags & XEN_DOMINF_paused) != 0 ? XenState::paused : XenState::runs;
@@ -366,10 +365,7 @@ void LibxlHost::resume(uint32_t domain) {
     xc_shadow_control(control_.get(), domain, XEN_DOMCTL_SHADOW_OP_OFF, nullptr, 0);
 }
 
-void LibxlHost::restore(const XenDomain& as,
-                        const XenScripts& scripts,
-                        int fd,
-                        uint32_t& domain) {
+void LibxlHost::restore(const XenDomain& as, const XenScripts& scripts, int fd, uint32_t& domain) {
     Context& context = long_call();
     DomainConfig holder;
     libxl_domain_config& config = holder.config;
@@ -382,9 +378,9 @@ void LibxlHost::restore(const XenDomain& as,
     }
     libxl_domain_build_info_init_type(&config.b_info, config.c_info.type);
     config.b_info.max_vcpus = static_cast<int>(as.vcpus);
-    context.check("libxl_cpu_bitmap_alloc",
-                  libxl_cpu_bitmap_alloc(
-                      context.get(), &config.b_info.avail_vcpus, config.b_info.max_vcpus));
+    context.check(
+        "libxl_cpu_bitmap_alloc",
+        libxl_cpu_bitmap_alloc(context.get(), &config.b_info.avail_vcpus, config.b_info.max_vcpus));
     libxl_bitmap_set_any(&config.b_info.avail_vcpus);
     config.b_info.max_memkb = as.max_memory_kib;
     config.b_info.target_memkb = as.memory_kib;
@@ -490,11 +486,9 @@ public:
         for (int c = std::fgetc(report_); c != EOF; c = std::fgetc(report_)) {
             said += c == '\n' ? ' ' : static_cast<char>(c);
         }
-        throw Error(ErrorKind::usage,
-                    fmt::format("{}: {}: {}",
-                                path_,
-                                what,
-                                said.empty() ? std::strerror(error) : said));
+        throw Error(
+            ErrorKind::usage,
+            fmt::format("{}: {}: {}", path_, what, said.empty() ? std::strerror(error) : said));
     }
 
 private:

@@ -1,13 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // A stream of memory arrives whole, or its end is an error.
+#include "common/error.h"
 #include "migrator/drivers/memory_stream.h"
 #include "migrator/serve.h"
 
-#include "common/error.h"
+#include <thread>
 
 #include <doctest/doctest.h>
-
-#include <thread>
 
 #include <arpa/inet.h>
 #include <sys/socket.h>
