@@ -73,7 +73,12 @@ host_wait() {
     fi
     sleep 0.2
   done
-  on "$1" true
+  # sshd goes into the background before it listens.
+  for tries in $(seq 30); do
+    ! on "$1" true 2>/dev/null || return 0
+    sleep 1
+  done
+  return 1
 }
 
 host_kill() {
