@@ -51,8 +51,16 @@ std::optional<unsigned> whole_number(std::string_view text, unsigned most) {
     return value;
 }
 
-std::map<std::string, std::string> built_in_patterns() {
-    return {{"memory", "[1-9][0-9]{0,8}[KMGT]"}, {"cpus", "[1-9][0-9]{0,2}"}};
+std::map<std::string, std::string> built_in_patterns(const std::string& hypervisor) {
+    std::map<std::string, std::string> patterns{{"memory", "[1-9][0-9]{0,8}[KMGT]"},
+                                                {"cpus", "[1-9][0-9]{0,2}"}};
+    if (hypervisor == "xen") {
+        patterns["max-memory"] = patterns["memory"];
+        patterns["type"] = "pv|pvh";
+        patterns["uuid"] = "[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}";
+        patterns["vdevs"] = "(xvd|[hs]d)[a-z]{1,2}(,(xvd|[hs]d)[a-z]{1,2})*";
+    }
+    return patterns;
 }
 
 bool valid_value_name(const std::string& name) {
@@ -147,7 +155,7 @@ TunnelSite read_tunnel(ConfigTable& table) {
 
 HypervisorTemplate read_hypervisor(ConfigTable& table) {
     HypervisorTemplate found;
-    found.values = built_in_patterns();
+    found.values = built_in_patterns("qemu");
     if (auto values = table.table("values")) {
         for (const std::string& name : values->keys()) {
             if (!valid_value_name(name)) {
@@ -194,6 +202,36 @@ HypervisorTemplate read_hypervisor(ConfigTable& table) {
     return found;
 }
 
+// The name of a script in Xen's own folder of them, or a path.
+std::string read_script(ConfigTable& table, const char* key) {
+    const std::string script = table.string(key).value_or("");
+    if (table.has(key) && !script.starts_with('/') && !valid_name(script)) {
+        table.fail(key,
+                   fmt::format("the name of one of Xen's hotplug scripts, or an absolute path, is "
+                               "expected, not \"{}\"",
+                               script));
+    }
+    return script;
+}
+
+HypervisorTemplate read_xen(ConfigTable& table) {
+    HypervisorTemplate found;
+    found.values = built_in_patterns("xen");
+    if (table.has("types")) {
+        const std::vector<std::string> types = table.strings("types");
+        for (const std::string& type : types) {
+            if (type != "pv" && type != "pvh") {
+                table.fail("types", fmt::format("\"pv\" and \"pvh\" are known, not \"{}\"", type));
+            }
+        }
+        found.values["type"] = fmt::format("{}", fmt::join(types, "|"));
+    }
+    found.disk_script = read_script(table, "disk-script");
+    found.nic_script = read_script(table, "vif-script");
+    table.only_known();
+    return found;
+}
+
 } // namespace
 
 bool valid_name(std::string_view name) {
@@ -222,6 +260,10 @@ bool valid_mac(std::string_view mac) {
     return mac.size() == 17 && std::regex_match(mac.begin(), mac.end(), pattern);
 }
 
+bool known_hypervisor(std::string_view hypervisor) {
+    return hypervisor == "qemu" || hypervisor == "xen" || hypervisor == "none";
+}
+
 bool valid_bridge(std::string_view bridge) {
     return !bridge.empty() && bridge.size() <= 15 && word_characters(bridge) && bridge != "." &&
            bridge != "..";
@@ -244,7 +286,7 @@ bool valid_ip(std::string_view address) {
 std::map<std::string, std::string> value_patterns(const SiteConfig& site,
                                                   const std::string& hypervisor) {
     const auto found = site.hypervisors.find(hypervisor);
-    return found == site.hypervisors.end() ? built_in_patterns() : found->second.values;
+    return found == site.hypervisors.end() ? built_in_patterns(hypervisor) : found->second.values;
 }
 
 bool matches_pattern(const std::string& value, const std::string& pattern) {
@@ -298,6 +340,9 @@ SiteConfig parse_site_config(std::string_view text, const std::string& path) {
     if (auto hypervisors = root.table("hypervisor")) {
         if (auto qemu = hypervisors->table("qemu")) {
             site.hypervisors["qemu"] = read_hypervisor(*qemu);
+        }
+        if (auto xen = hypervisors->table("xen")) {
+            site.hypervisors["xen"] = read_xen(*xen);
         }
         hypervisors->only_known();
     }

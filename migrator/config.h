@@ -25,6 +25,8 @@ bool valid_name(std::string_view name);
 bool valid_disk_name(std::string_view name);
 // Six pairs of lower-case hexadecimal digits with colons; not a group address.
 bool valid_mac(std::string_view mac);
+// One that a VM file may name.
+bool known_hypervisor(std::string_view hypervisor);
 // A Linux interface name: 1 to 15 of [a-zA-Z0-9._-], not "." or "..".
 bool valid_bridge(std::string_view bridge);
 // An address of an interface, "10.1.0.10/24" or "2001:db8::10/64".
@@ -71,19 +73,20 @@ struct Hooks {
 struct VmFile {
     std::string path; // for messages
     std::string name;
-    std::string hypervisor;      // "qemu" or "none"
+    std::string hypervisor;      // "qemu", "xen" or "none"
     std::vector<DiskSpec> disks; // at least one; the first one's record decides for all
     std::vector<NicSpec> nics;
     NetworkSpec network;
     // What the destination's template is filled with, "memory" = "256M": sent to the peer.
     std::map<std::string, std::string> values;
-    // For this host alone, never sent: "qmp" = path of the running VM's QMP socket.
+    // For this host alone, never sent: "qmp" = path of the running VM's QMP socket; "config" = that
+    // of its xl configuration.
     std::map<std::string, std::string> local;
     Hooks hooks;
 };
 
 // How this site starts a VM that comes in: argv with placeholders, filled from checked values
-// only (migrator/command_template.h).
+// only (migrator/command_template.h). Xen has no command, but the names of scripts of its own.
 struct HypervisorTemplate {
     std::vector<std::string> command;
     std::vector<std::string> disk_arguments; // once for each disk, at "{disks}" or the end
@@ -91,6 +94,7 @@ struct HypervisorTemplate {
     // Values that a VM has, and the regular expression (ECMAScript, whole value) for each.
     // "memory" and "cpus" are there unless drover.toml says otherwise.
     std::map<std::string, std::string> values;
+    std::string disk_script, nic_script; // xen; empty: Xen's own
 };
 
 struct PortRange {

@@ -288,6 +288,7 @@ void Destination::make_takeover() {
 }
 
 void Destination::make_hypervisor() {
+    IncomingSpec spec;
     CommandValues values;
     values.vm = vm_.name;
     values.qmp = paths().qmp_socket(vm_.name);
@@ -295,11 +296,16 @@ void Destination::make_hypervisor() {
     values.values = vm_.values;
     for (const auto& disk : disks_) {
         values.disks.push_back({disk->name(), paths().disk_socket(vm_.name, disk->name())});
+        spec.disks.push_back(disk->name());
     }
-    IncomingSpec spec;
     spec.vm = vm_.name;
     spec.hypervisor = vm_.hypervisor;
-    spec.command = expand_command(site_.hypervisors.at(vm_.hypervisor), values);
+    const HypervisorTemplate& how = site_.hypervisors.at(vm_.hypervisor);
+    spec.command = expand_command(how, values);
+    spec.disk_script = how.disk_script;
+    spec.nic_script = how.nic_script;
+    spec.nics = vm_.nics;
+    spec.values = vm_.values;
     spec.monitor = values.qmp;
     spec.log = paths().hypervisor_log(vm_.name);
     spec.key_dir = paths().vm_run(vm_.name) + "/keys";
@@ -623,6 +629,8 @@ void Destination::keep_vm_file() const {
     }
     if (!disk_only_) {
         file.nics = vm_.nics;
+    }
+    if (file.hypervisor == "qemu") {
         file.values = vm_.values;
     }
     if (hypervisor_ && file.hypervisor == "qemu") {

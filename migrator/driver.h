@@ -53,6 +53,8 @@ public:
     virtual asio::awaitable<void> describe(HypervisorLost lost) = 0;
     // After it: what does not keep the VM from being moved, and its operator should know before.
     virtual std::vector<std::string> warnings() const { return {}; }
+    // After it: what the VM's description is to have besides what its VM file says, by name.
+    virtual std::map<std::string, std::string> values() const { return {}; }
     // After it: what another process needs to put the VM back, for a journal.
     virtual nlohmann::json notes() const = 0;
     // Instead of describe(), with the notes of one that has died: false if the VM is not there any
@@ -114,10 +116,15 @@ public:
 
 // By vm.hypervisor, which load_vm_file has checked.
 std::unique_ptr<OutgoingVm> make_outgoing(const VmFile& vm);
-// `command` is what expand_command gave; `monitor` the socket that it names.
+// qemu: `command` is what expand_command gave; `monitor` the socket that it names. xen: what the
+// VM's description has, checked; and the scripts of this site.
 struct IncomingSpec {
     std::string vm;
     std::string hypervisor;
+    std::vector<std::string> disks;
+    std::vector<NicSpec> nics;
+    std::map<std::string, std::string> values;
+    std::string disk_script, nic_script;
     std::vector<std::string> command;
     std::string monitor;
     std::string log;

@@ -281,6 +281,9 @@ Json Migration::vm_description() const {
         disks.push_back(std::move(entry));
     }
     Json described = describe(vm_, disks);
+    for (const auto& [name, value] : hypervisor_->values()) {
+        described["values"][name] = value;
+    }
     if (wants_tunnel_) {
         described["tunnel"] = true;
     }

@@ -70,6 +70,9 @@ std::string Paths::vm_state(const std::string& vm) const {
 std::string Paths::disk_socket(const std::string& vm, const std::string& disk) const {
     return vm_run(vm) + "/" + disk + ".sock";
 }
+std::string Paths::disk_device(const std::string& vm, const std::string& disk) const {
+    return vm_run(vm) + "/" + disk + ".dev";
+}
 std::string Paths::disk_control(const std::string& vm, const std::string& disk) const {
     return vm_run(vm) + "/" + disk + ".ctl";
 }
@@ -127,6 +130,7 @@ const Paths& paths() {
         found.conf = from_environment("DROVER_CONF", "/etc/drover/drover.toml");
         found.conf_named = std::getenv("DROVER_CONF") != nullptr;
         found.plugin = from_environment("DROVER_PLUGIN", "drover");
+        found.xen = from_environment("DROVER_XEN", DROVER_XEN);
         found.nbdkit = "nbdkit";
         found.tunnel = from_environment("DROVER_TUNNEL", "drover-tunnel");
         return found;

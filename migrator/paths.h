@@ -11,6 +11,7 @@ struct Paths {
     std::string state;       // $DROVER_STATE, /var/lib/drover/state
     std::string conf;        // $DROVER_CONF, /etc/drover/drover.toml
     std::string plugin;      // $DROVER_PLUGIN, or "drover": nbdkit looks for it
+    std::string xen;         // $DROVER_XEN, or where it is installed: the driver for Xen
     std::string nbdkit;      // "nbdkit"
     std::string tunnel;      // $DROVER_TUNNEL, or "drover-tunnel": looked up in PATH
     bool conf_named = false; // $DROVER_CONF was set: the file must exist
@@ -20,6 +21,8 @@ struct Paths {
     std::string vm_state(const std::string& vm) const; // STATE/VM
     std::string disk_socket(const std::string& vm,
                             const std::string& disk) const; // RUN/VM/DISK.sock
+    std::string disk_device(const std::string& vm,
+                            const std::string& disk) const; // RUN/VM/DISK.dev: of the kernel's nbd
     std::string disk_control(const std::string& vm,
                              const std::string& disk) const; // RUN/VM/DISK.ctl
     std::string disk_record(const std::string& vm,

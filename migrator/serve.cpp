@@ -3,6 +3,7 @@
 
 #include "common/secrets.h"
 #include "migrator/ctl.h"
+#include "migrator/kernel_disk.h"
 #include "migrator/paths.h"
 
 #include <algorithm>
@@ -371,6 +372,14 @@ Listener listen_udp(const SiteConfig& site) {
     return listen_on_free_port(site, SOCK_DGRAM);
 }
 
+Listener listen_tcp(const std::string& address, uint16_t port) {
+    SiteConfig site;
+    site.path = paths().conf;
+    site.listen = address;
+    site.ports = {port, port};
+    return listen_tcp(site);
+}
+
 ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const ServeDisk& disk) {
     const VmLock lock(vm, disk.name);
     if (const auto served = find_served(vm, disk.name)) {
@@ -383,8 +392,9 @@ ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const Serve
         make_directories(std::filesystem::path(disk.store.file).parent_path(), 0755);
     }
     create_psk_file(paths().disk_psk(vm, disk.name));
+    ServedDisk served;
     try {
-        return start_new(site, vm, disk);
+        served = start_new(site, vm, disk);
     } catch (...) {
         // If nbdkit runs on (it answers too late), this makes it one that nobody finds; the next
         // start is refused by the lock that it holds on its image.
@@ -392,6 +402,12 @@ ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const Serve
         ::rmdir(paths().vm_run(vm).c_str());
         throw;
     }
+    try {
+        reconnect_kernel_disk(vm, disk.name);
+    } catch (const Error& error) {
+        warn_of(error);
+    }
+    return served;
 }
 
 std::vector<ServedDisk> start_disks(const SiteConfig& site, const VmFile& vm) {
@@ -399,6 +415,9 @@ std::vector<ServedDisk> start_disks(const SiteConfig& site, const VmFile& vm) {
     try {
         for (const DiskSpec& disk : vm.disks) {
             started.push_back(start_disk(site, vm.name, ServeDisk{disk.name, disk.store}));
+            if (vm.hypervisor == "xen") {
+                attach_kernel_disk(vm.name, disk.name);
+            }
         }
     } catch (...) {
         for (const ServedDisk& disk : started) {
@@ -441,6 +460,7 @@ std::optional<DiskNote> read_disk_note(const std::string& vm, const std::string&
 
 bool stop_disk(const SiteConfig& site, const std::string& vm, const std::string& disk) {
     const VmLock lock(vm, disk);
+    detach_kernel_disk(vm, disk);
     std::optional<ControlClient> client;
     try {
         client.emplace(paths().disk_control(vm, disk));

@@ -40,8 +40,8 @@ struct ServedDisk {
 // note of an earlier process can't be read: it is not replaced.
 ServedDisk start_disk(const SiteConfig& site, const std::string& vm, const ServeDisk& disk);
 
-// All disks of a VM file at the source; if one can't be started, those that this call
-// started are stopped again.
+// All disks of a VM file at the source, each as a block device too where the hypervisor takes
+// nothing else; if one can't be started, those that this call started are stopped again.
 std::vector<ServedDisk> start_disks(const SiteConfig& site, const VmFile& vm);
 
 // The disk as it is being served now; nullopt if it is not. With a note that can't be used its port
@@ -55,6 +55,7 @@ std::optional<DiskNote> read_disk_note(const std::string& vm, const std::string&
 // `shutdown` (hold, flush, clean mark), then waits for the process to end, then removes its
 // sockets, and its note unless that can't be read. True if it was being served. Throws
 // Error(timeout) if it does not end: the process is never killed, as it may hold answered writes.
+// Error(state), with nothing done, while its block device is in use.
 bool stop_disk(const SiteConfig& site, const std::string& vm, const std::string& disk);
 
 // After the end of a disk's process: whether stop_disk (here or elsewhere) ended it. Waits for one
@@ -81,5 +82,7 @@ struct Listener {
 };
 Listener listen_tcp(const SiteConfig& site);
 Listener listen_udp(const SiteConfig& site);
+// On one port of an address ("*": all).
+Listener listen_tcp(const std::string& address, uint16_t port);
 
 } // namespace drover

@@ -167,8 +167,10 @@ void check_tunnel(const SiteConfig& site, const VmDescription& vm) {
     }
 }
 
-void check_memory(const SiteConfig& site, const std::map<std::string, std::string>& values) {
-    const auto memory = values.find("memory");
+void check_memory(const SiteConfig& site,
+                  const std::map<std::string, std::string>& values,
+                  const char* name) {
+    const auto memory = values.find(name);
     if (memory == values.end()) {
         return;
     }
@@ -206,8 +208,22 @@ check_values(const SiteConfig& site, const std::string& hypervisor, const Json& 
         }
         values[name] = value;
     }
-    check_memory(site, values);
+    check_memory(site, values, "memory");
+    check_memory(site, values, "max-memory");
     return values;
+}
+
+// All that a domain is made from: the source's driver knows it.
+void check_xen(const SiteConfig& site, const VmDescription& vm) {
+    for (const auto& [name, pattern] : value_patterns(site, vm.hypervisor)) {
+        if (!vm.values.contains(name)) {
+            refuse(fmt::format("the VM has no value '{}'", name));
+        }
+    }
+    const std::string& vdevs = vm.values.at("vdevs");
+    if (std::count(vdevs.begin(), vdevs.end(), ',') + 1 != std::ssize(vm.disks)) {
+        refuse(fmt::format("'vdevs' of the VM does not name its {} disks", vm.disks.size()));
+    }
 }
 
 // That the template can be filled: found now, not when the VM is paused.
@@ -236,7 +252,7 @@ VmDescription check_description(const SiteConfig& site, const Json& vm, bool dis
     if (!valid_name(found.name)) {
         refuse(fmt::format("'{}' is no name of a VM", shown(found.name)));
     }
-    if (found.hypervisor != "qemu" && found.hypervisor != "none") {
+    if (!known_hypervisor(found.hypervisor)) {
         refuse(
             fmt::format("this version does not know the hypervisor '{}'", shown(found.hypervisor)));
     }
@@ -264,7 +280,11 @@ VmDescription check_description(const SiteConfig& site, const Json& vm, bool dis
         found.nics.push_back(check_nic(site, nic));
     }
     found.values = check_values(site, found.hypervisor, vm);
-    try_template(site, found);
+    if (found.hypervisor == "xen") {
+        check_xen(site, found);
+    } else {
+        try_template(site, found);
+    }
     found.tunnel = rpc::bool_param(vm, "tunnel", false);
     if (found.tunnel) {
         check_tunnel(site, found);

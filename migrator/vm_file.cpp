@@ -233,6 +233,21 @@ void read_qemu(ConfigTable& table, const SiteConfig& site, VmFile& vm) {
     }
 }
 
+void read_xen(ConfigTable& table, const std::string& path, HostCheck check, VmFile& vm) {
+    if (const auto config = table.string("config")) {
+        const fs::path file = fs::absolute(path).parent_path() / *config;
+        if (config->empty() ||
+            (check == HostCheck::must_exist && ::access(file.c_str(), R_OK) != 0)) {
+            table.fail("config",
+                       fmt::format("an xl configuration is expected at {}: {}",
+                                   file.string(),
+                                   std::strerror(config->empty() ? EINVAL : errno)));
+        }
+        vm.local["config"] = file.lexically_normal();
+    }
+    table.only_known();
+}
+
 template <class Key>
 void check_unique(std::vector<ConfigTable>& tables, const char* key, Key value_of) {
     std::set<std::string> seen;
@@ -319,10 +334,11 @@ VmFile parse_vm_file(const SiteConfig& site,
                               "letter or digit first, not \"{}\"",
                               vm.name));
     }
-    vm.hypervisor = root.required_string("hypervisor", "\"qemu\" or \"none\"");
-    if (vm.hypervisor != "qemu" && vm.hypervisor != "none") {
-        root.fail("hypervisor",
-                  fmt::format("\"qemu\" or \"none\" is expected, not \"{}\"", vm.hypervisor));
+    vm.hypervisor = root.required_string("hypervisor", "\"qemu\", \"xen\" or \"none\"");
+    if (!known_hypervisor(vm.hypervisor)) {
+        root.fail(
+            "hypervisor",
+            fmt::format("\"qemu\", \"xen\" or \"none\" is expected, not \"{}\"", vm.hypervisor));
     }
 
     auto disks = root.tables("disk");
@@ -345,12 +361,16 @@ VmFile parse_vm_file(const SiteConfig& site,
         vm.network = read_network(*network, vm);
     }
 
-    if (vm.hypervisor == "qemu") {
-        if (auto qemu = root.table("qemu")) {
-            read_qemu(*qemu, site, vm);
+    for (const char* other : {"qemu", "xen"}) {
+        if (vm.hypervisor != other && root.has(other)) {
+            root.fail(other, fmt::format("is not for hypervisor \"{}\"", vm.hypervisor));
         }
-    } else if (root.has("qemu")) {
-        root.fail("qemu", fmt::format("is not for hypervisor \"{}\"", vm.hypervisor));
+    }
+    if (auto qemu = root.table("qemu")) {
+        read_qemu(*qemu, site, vm);
+    }
+    if (auto xen = root.table("xen")) {
+        read_xen(*xen, path, check, vm);
     }
     if (auto hooks = root.table("hooks")) {
         vm.hooks.pre_check = read_hook(*hooks, "pre-check", check);

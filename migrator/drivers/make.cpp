@@ -2,6 +2,7 @@
 // Which driver is whose: the one place that knows all of them.
 #include "migrator/drivers/none.h"
 #include "migrator/drivers/qemu.h"
+#include "migrator/drivers/xen.h"
 #include "migrator/paths.h"
 
 namespace drover {
@@ -14,12 +15,19 @@ std::unique_ptr<OutgoingVm> make_outgoing(const VmFile& vm) {
                                                                        : socket->second,
                                               paths().vm_run(vm.name) + "/keys");
     }
+    if (vm.hypervisor == "xen") {
+        const auto config = vm.local.find("config");
+        return std::make_unique<XenOutgoing>(vm, config == vm.local.end() ? "" : config->second);
+    }
     return std::make_unique<NoneOutgoing>();
 }
 
 std::unique_ptr<IncomingVm> make_incoming(const IncomingSpec& spec) {
     if (spec.hypervisor == "qemu") {
         return std::make_unique<QemuIncoming>(spec);
+    }
+    if (spec.hypervisor == "xen") {
+        return std::make_unique<XenIncoming>(spec);
     }
     return std::make_unique<NoneIncoming>();
 }

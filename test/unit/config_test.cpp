@@ -221,3 +221,16 @@ TEST_CASE("a pattern is for the whole value, and long values match none") {
     CHECK(matches_pattern(std::string(256, 'a'), "a*"));
     CHECK_FALSE(matches_pattern(std::string(257, 'a'), "a*"));
 }
+
+TEST_CASE("what this site lets in of Xen") {
+    const auto read = [](const std::string& lines) {
+        return parse_site_config("[hypervisor.xen]\n" + lines, "drover.toml");
+    };
+    const SiteConfig site = read("vif-script = \"vif-route\"\ndisk-script = \"/opt/block\"");
+    CHECK(site.hypervisors.at("xen").nic_script == "vif-route");
+    CHECK(site.hypervisors.at("xen").disk_script == "/opt/block");
+    CHECK(value_patterns(read("types = [\"pvh\"]"), "xen").at("type") == "pvh");
+    CHECK_THROWS_AS(read("types = [\"hvm\"]"), Error);
+    CHECK_THROWS_AS(read("vif-script = \"../evil\""), Error);
+    CHECK_THROWS_AS(read("command = [\"xl\"]"), Error);
+}

@@ -211,3 +211,41 @@ TEST_CASE("what is wrong with a template") {
     CHECK(template_error({"{nic.index}"}, TemplateGroup::disk, values) != std::nullopt);
     CHECK(template_error({"{disks}"}, TemplateGroup::disk, values) != std::nullopt);
 }
+
+TEST_CASE("a VM of Xen is described by values alone, all of them within this site's limits") {
+    const auto refused_by =
+        [](const std::string& settings, const char* pointer, const Json& value) {
+            const SiteConfig site = parse_site_config(settings, "drover.toml");
+            Json vm = good();
+            vm["hypervisor"] = "xen";
+            vm["nics"] = Json::array();
+            vm["values"] = {{"type", "pvh"},
+                            {"memory", "98304K"},
+                            {"max-memory", "98304K"},
+                            {"cpus", "1"},
+                            {"uuid", "01234567-89ab-cdef-0123-456789abcdef"},
+                            {"vdevs", "xvda"}};
+            if (pointer != nullptr) {
+                vm[Json::json_pointer(pointer)] = value;
+            }
+            try {
+                check_description(site, vm, false);
+            } catch (const Error& error) {
+                return std::string(error.what());
+            }
+            return std::string();
+        };
+    const std::string allowed = "[limits]\nmemory = \"1G\"\n[hypervisor.xen]\n";
+    CHECK(refused_by(allowed, nullptr, Json()).empty());
+    CHECK(refused_by("", nullptr, Json()).find("no [hypervisor.xen]") != std::string::npos);
+    CHECK(refused_by(allowed + "types = [\"pv\"]", nullptr, Json()).find("'type'") == 0);
+    CHECK(refused_by(allowed, "/values/type", "hvm").find("'type'") == 0);
+    CHECK(refused_by(allowed, "/values/max-memory", "2G").find("2G of memory") !=
+          std::string::npos);
+    CHECK(refused_by(allowed, "/values/uuid", "").find("'uuid'") == 0);
+    CHECK(refused_by(allowed, "/values/vdevs", "xvda,xvdb").find("'vdevs'") == 0);
+    CHECK(refused_by(allowed, "/values/vdevs", "xvda;x").find("'vdevs'") == 0);
+    CHECK(refused_by(allowed, "/values/kernel", "/boot/x").find("does not know it") !=
+          std::string::npos);
+    CHECK(refused_by(allowed, "/values", Json::object()).find("has no value") != std::string::npos);
+}

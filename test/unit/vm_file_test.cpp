@@ -122,7 +122,7 @@ TEST_CASE("a mistake is told with file, line, key and what was expected") {
           "vm1.toml:1: 'name': is missing: the VM's name is expected");
     CHECK(refused("\nname = \"../x\"").starts_with("vm1.toml:2: 'name': letters, digits"));
     CHECK(refused("name = \"vm1\"\nhypervisor = \"vmware\"") ==
-          "vm1.toml:2: 'hypervisor': \"qemu\" or \"none\" is expected, not \"vmware\"");
+          "vm1.toml:2: 'hypervisor': \"qemu\", \"xen\" or \"none\" is expected, not \"vmware\"");
     CHECK(refused("name = \"vm1\"\nhypervisor = \"none\"") ==
           "vm1.toml:1: 'disk': is missing: at least one [[disk]] is expected");
     CHECK(refused("name = \"vm1\"\nhypervisor = \"none\"\ndisk = \"/img\"") ==
@@ -221,4 +221,20 @@ TEST_CASE("what is neither a name nor a path is refused; a file that is not ther
         load_vm_file(SiteConfig{}, "drover-test-no-such-vm", HostCheck::may_be_missing),
         doctest::Contains("no VM 'drover-test-no-such-vm'"),
         Error);
+}
+
+TEST_CASE("an xl configuration lies beside the VM file, unless its path is absolute") {
+    const auto read = [](const std::string& xen) {
+        return parse_vm_file(SiteConfig(),
+                             "name = \"vm1\"\nhypervisor = \"xen\"\n[[disk]]\nname = \"root\"\n"
+                             "file = \"/img\"\n[xen]\n" +
+                                 xen,
+                             "/etc/drover/vm.d/vm1.toml",
+                             HostCheck::may_be_missing);
+    };
+    CHECK(read("").local.empty());
+    CHECK(read("config = \"vm1.cfg\"").local.at("config") == "/etc/drover/vm.d/vm1.cfg");
+    CHECK(read("config = \"/etc/xen/vm1.cfg\"").local.at("config") == "/etc/xen/vm1.cfg");
+    CHECK_THROWS_AS(read("config = \"\""), Error);
+    CHECK_THROWS_AS(read("memory = \"96M\""), Error);
 }
