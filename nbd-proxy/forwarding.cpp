@@ -74,7 +74,7 @@ std::unique_ptr<NbdClient> Forwarding::early() {
     if (early) {
         try {
             client = early->client.get();
-        } catch (const Error&) {
+        } catch (const std::exception&) {
             // It is tried anew, like after every other loss.
         }
         take_back();

@@ -24,7 +24,7 @@ public:
     Forwarding& operator=(const Forwarding&) = delete;
 
     // While the disk is being handed over: reaches the owner that it will have, so that connect()
-    // need not wait for that. Does not wait, and does not fail. The key's file is removed.
+    // need not wait for that. Does not wait. The key's file is removed.
     void begin(NbdClientOptions to, std::string export_name);
     // The handover has not come about.
     void take_back();

@@ -215,8 +215,12 @@ Json SourceControl::quiesce(const Json& params) {
         }
         context_.changed();
         if (const Json to = params.value("forward", Json()); !to.is_null() && !to.contains("uri")) {
-            forwarding_.begin(peer_options(context_.options, to, early_key),
-                              forward_export(quiescing));
+            try {
+                forwarding_.begin(peer_options(context_.options, to, early_key),
+                                  forward_export(quiescing));
+            } catch (const std::exception&) {
+                // No room for the key, or a thread: it is reached when it is needed.
+            }
         }
         if (hold) {
             context_.disk.hold();

@@ -38,6 +38,17 @@ start_pair() {
 start_stream() {
     ctl "$tmp/src.ctl" replicate "{\"migration\":\"$migration\",\"generation\":2,\"to\":$to${1-}}" >/dev/null
 }
+# How many connections there were at most, in $most.
+most_until_in_sync() {
+    local now
+    most=0
+    until phase_is in_sync; do
+        ! phase_is failed || fail "$(replication error)"
+        now=$(replication connections)
+        most=$((now > most ? now : most))
+        sleep 0.1
+    done
+}
 hand_over() {
     local quiesce token
     quiesce=$(json .quiesce ctl "$tmp/src.ctl" quiesce '{"hold":true}')
@@ -54,13 +65,7 @@ echo "# a link that loses packets: more connections"
 sites link loss=1 >/dev/null
 start_pair 24
 start_stream
-most=0
-until phase_is in_sync; do
-    phase_is failed && fail "$(replication error)"
-    now=$(replication connections)
-    most=$((now > most ? now : most))
-    sleep 0.2
-done
+most_until_in_sync
 ((most > 2)) || fail "it kept to $most connections"
 hand_over
 
@@ -74,16 +79,11 @@ hand_over
 sites link loss=0 >/dev/null
 start_pair 32
 start_stream
-most=0
-until phase_is in_sync; do
-    now=$(replication connections)
-    most=$((now > most ? now : most))
-    sleep 0.1
-done
+most_until_in_sync
 ((most <= 4)) || fail "$most connections over a link that is full"
 hand_over
 
-echo "# no more bandwidth than it was given, also when that changes, and with little data that shrinks"
+echo "# no more bandwidth than it was given, also when that changes"
 start_pair 32
 start_stream ',"max_bandwidth":4000000'
 rate_is_at_most() { # BYTES/S
