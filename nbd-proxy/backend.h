@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/units.h"
+#include "nbd-proxy/client_gone.h"
 
 #include <chrono>
 #include <cstddef>
@@ -93,6 +94,7 @@ std::unique_ptr<Backend> open_file_backend(const std::string& path, const FileBa
 // was not flushed is written again. Throws Error(io) or Error(peer).
 std::unique_ptr<Backend> open_nbd_backend(const std::string& uri,
                                           bool read_only,
-                                          std::chrono::milliseconds reconnect);
+                                          std::chrono::milliseconds reconnect,
+                                          ClientGone gone = {});
 
 }  // namespace drover

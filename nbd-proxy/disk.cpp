@@ -58,12 +58,17 @@ struct Disk::Route {
 };
 
 // A change waits while changes are held, and counts as under way when it is let through here.
-Disk::Route Disk::route(bool change) {
+// waited: it has before.
+Disk::Route Disk::route(bool change, bool waited) {
     std::unique_lock lock(mutex_);
     if (change) {
+        waited |= held_;
         gate_.wait(lock, [&] { return !held_ || closed_; });
         if (closed_) {
             throw Error(ErrorKind::cancelled, "the disk is being shut down", ESHUTDOWN);
+        }
+        if (waited) {
+            end_if_gone(client_gone_);
         }
         under_way_ += owner_ == nullptr ? 1 : 0;
     }
@@ -89,8 +94,8 @@ Backend& Disk::place(const Route& way) {
 // Wherever it is to be done; what waited for the other owner when the disk was taken back, here.
 template <typename Request>
 auto Disk::routed(bool change, Request&& request) {
-    for (;;) {
-        const Route way = route(change);
+    for (bool waited = false;; waited = true) {
+        const Route way = route(change, waited);
         try {
             return request(way);
         } catch (const Error& error) {
@@ -137,8 +142,8 @@ void Disk::change(Extent where,
             return;
         }
         Tracked& tracked = *way.tracked;
-        if (paced) {
-            tracked.pace(*paced, where);
+        if (paced && tracked.pace(*paced, where)) {
+            end_if_gone(client_gone_);
         }
         const Tracked::Range range(tracked, where);
         try {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "nbd-proxy/backend.h"
+#include "nbd-proxy/client_gone.h"
 #include "nbd-proxy/core/written_blocks.h"
 #include "nbd-proxy/hash_snapshot.h"
 #include "nbd-proxy/tracked.h"
@@ -23,7 +24,8 @@ class Disk {
 public:
     // The backend outlives the disk. held: changes wait until release() (a replica, a fenced
     // source).
-    Disk(Backend& backend, bool held) : backend_(backend), direct_(!held), held_(held) {}
+    Disk(Backend& backend, bool held, ClientGone gone = {})
+        : backend_(backend), client_gone_(std::move(gone)), direct_(!held), held_(held) {}
     Disk(const Disk&) = delete;
     Disk& operator=(const Disk&) = delete;
 
@@ -71,7 +73,7 @@ private:
     struct Route;
 
     Shard& shard();
-    Route route(bool change);
+    Route route(bool change, bool waited);
     void arrived();
     void leave_direct();
     bool taken_back(const Backend* owner);
@@ -86,6 +88,7 @@ private:
                 Report&& report);
 
     Backend& backend_;
+    const ClientGone client_gone_;
     std::atomic<bool> direct_;
     std::atomic<bool> forwarding_{false}; // owner_ is set
     std::array<Shard, 16> shards_;

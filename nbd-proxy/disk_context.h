@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/json_rpc.h"
+#include "nbd-proxy/client_gone.h"
 #include "nbd-proxy/core/block_map.h"
 #include "nbd-proxy/disk.h"
 #include "nbd-proxy/disk_record.h"
@@ -26,6 +27,7 @@ struct EngineOptions {
     uint64_t log_memory = 64 * MiB;
     CacheMode cache = CacheMode::normal;
     std::chrono::milliseconds reconnect{30'000}; // uri: how long requests wait for its server
+    ClientGone client_gone = {};
 };
 
 // The engine owns what this refers to, and both outlive whoever is given it.

@@ -63,11 +63,12 @@ FileAccess Engine::files(const std::string& control_path) const {
 
 void Engine::start() {
     if (!options_.uri.empty()) {
-        backend_ = open_nbd_backend(options_.uri, options_.read_only, options_.reconnect);
+        backend_ = open_nbd_backend(
+            options_.uri, options_.read_only, options_.reconnect, options_.client_gone);
     }
     const Record record = record_ ? record_->get() : Record{};
     const bool held = record_ && (!may_write(record) || DestinationControl::is_unconfirmed(record));
-    disk_ = std::make_unique<Disk>(*backend_, held);
+    disk_ = std::make_unique<Disk>(*backend_, held, options_.client_gone);
     if (!record_) {
         return;
     }

@@ -120,7 +120,9 @@ void Forwarding::connect() {
     }
     // The clients' requests never fail for an owner that cannot be reached.
     const auto made = std::make_shared<ReconnectingClient>(
-        [this](const std::atomic<bool>& give_up) { return dial(give_up); }, std::nullopt);
+        [this](const std::atomic<bool>& give_up) { return dial(give_up); },
+        std::nullopt,
+        context_.options.client_gone);
     {
         const std::lock_guard lock(mutex_);
         owner_ = made;

@@ -5,13 +5,15 @@
 
 namespace drover {
 
-std::unique_ptr<Backend>
-open_nbd_backend(const std::string& uri, bool read_only, std::chrono::milliseconds reconnect) {
+std::unique_ptr<Backend> open_nbd_backend(const std::string& uri,
+                                          bool read_only,
+                                          std::chrono::milliseconds reconnect,
+                                          ClientGone gone) {
     const auto connect = [uri, read_only](const std::atomic<bool>& give_up) {
         return std::make_unique<NbdClient>(
             NbdClientOptions{.uri = uri, .read_only = read_only, .give_up = &give_up});
     };
-    auto backend = std::make_unique<ReconnectingClient>(connect, reconnect);
+    auto backend = std::make_unique<ReconnectingClient>(connect, reconnect, std::move(gone));
     if (!read_only && backend->read_only()) {
         throw Error(
             ErrorKind::io,

@@ -201,6 +201,7 @@ int get_ready() noexcept {
         drover::keep_memory_private(); // nbdkit's fork inherits it, and its threads the filter
         confine("calls", [] { drover::forbid_foreign_calls(); });
         allow_descriptors();
+        options.client_gone = [] { return nbdkit_nanosleep(0, 0) != 0; };
         engine = std::make_unique<drover::Engine>(options);
     });
 }

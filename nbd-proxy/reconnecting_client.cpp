@@ -28,7 +28,9 @@ public:
     // Waits for a connection, or makes one. Throws Error.
     explicit Use(ReconnectingClient& of) : of_(of) {
         Lock lock(of_.mutex_);
-        of_.await_server(lock);
+        if (of_.await_server(lock)) {
+            end_if_gone(of_.client_gone_);
+        }
         ++of_.users_;
     }
     ~Use() {
@@ -45,8 +47,9 @@ private:
     ReconnectingClient& of_;
 };
 
-ReconnectingClient::ReconnectingClient(Connect connect, Patience patience)
-    : connect_(std::move(connect)), patience_(patience), client_(connect_(stopped_)) {
+ReconnectingClient::ReconnectingClient(Connect connect, Patience patience, ClientGone gone)
+    : connect_(std::move(connect)), patience_(patience), client_gone_(std::move(gone)),
+      client_(connect_(stopped_)) {
     size_ = client_->size();
     features_ = client_->features();
     read_only_ = client_->read_only();
@@ -61,14 +64,14 @@ void ReconnectingClient::stop() {
     changed_.notify_all();
 }
 
-// Until client_ can be used. One of those who wait connects.
-void ReconnectingClient::await_server(Lock& lock) {
-    for (;;) {
+// Until client_ can be used. One of those who wait connects. Whether it waited.
+bool ReconnectingClient::await_server(Lock& lock) {
+    for (bool waited = false;; waited = true) {
         if (stopped_) {
             throw Error(ErrorKind::cancelled, "the disk is being shut down", ESHUTDOWN);
         }
         if (usable_) {
-            return;
+            return waited;
         }
         if (connecting_ || users_ > 0) {
             changed_.wait(lock);

@@ -3,6 +3,7 @@
 // that has moved, for a client that stayed. Requests wait meanwhile.
 #pragma once
 
+#include "nbd-proxy/client_gone.h"
 #include "nbd-proxy/nbd_client.h"
 
 #include <atomic>
@@ -37,7 +38,7 @@ public:
     using Patience = std::optional<std::chrono::milliseconds>;
 
     // Returns once the first connection stands, or throws what connect did.
-    ReconnectingClient(Connect connect, Patience patience);
+    ReconnectingClient(Connect connect, Patience patience, ClientGone gone = {});
     // No call may be under way.
     ~ReconnectingClient() override;
 
@@ -69,7 +70,7 @@ private:
     };
     class Use;
 
-    void await_server(Lock& lock);
+    bool await_server(Lock& lock);
     std::unique_ptr<NbdClient> try_to_connect();
     void lost();
     template <typename Request>
@@ -82,6 +83,7 @@ private:
 
     const Connect connect_;
     const Patience patience_;
+    const ClientGone client_gone_;
     uint64_t size_ = 0;
     Features features_;
     bool read_only_ = false;

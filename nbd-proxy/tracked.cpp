@@ -31,9 +31,9 @@ Tracked::Range::~Range() {
     tracked_.wake();
 }
 
-void Tracked::pace(Throttle::ClientId client, Extent where) {
+bool Tracked::pace(Throttle::ClientId client, Extent where) {
     if (!throttling()) {
-        return;
+        return false;
     }
     Lock lock(mutex);
     const uint64_t start_us = monotonic_us();
@@ -48,6 +48,7 @@ void Tracked::pace(Throttle::ClientId client, Extent where) {
             lock, std::chrono::microseconds(wait.us), [&] { return !throttle.active(); });
         throttle.waited(client, wait, monotonic_us() - start_us);
     }
+    return wait.us != 0;
 }
 
 void Tracked::release_throttle() {

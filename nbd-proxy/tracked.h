@@ -42,7 +42,8 @@ public:
     };
 
     // Makes a client's write wait if that writes too much for the stream. With no lock held.
-    void pace(Throttle::ClientId client, Extent where);
+    // Whether it waited.
+    bool pace(Throttle::ClientId client, Extent where);
     // Lets those go that wait in pace().
     void release_throttle();
     // As the sender measured.

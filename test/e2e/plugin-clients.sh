@@ -172,12 +172,21 @@ if grep -qiE 'error|failed|mismatch' client.out; then
     fail "the client saw: $(cat client.out)"
 fi
 io over flush
+# What a client had under way that went while that server was gone is not done beside what the next one writes.
+kill -KILL "$qcow2_pid"
+wait_for 20 eventually_gone "$qcow2_pid"
+timeout 1 qemu-io -f raw -c "write -P 0x69 26M 64k" "$(uri over)" >io.out 2>&1 && fail "it did not wait: $(cat io.out)"
+background qemu-nbd -f qcow2 -k "$tmp/qcow2.sock" -t -e 8 disk.qcow2
+qcow2_pid=$pid
+wait_for 20 test -S qcow2.sock
+io over flush
 pid=$over_pid
 stop
 kill "$qcow2_pid"
 wait_for 20 eventually_gone "$qcow2_pid"
 qemu-img convert -f qcow2 -O raw disk.qcow2 back.img
 cmp -n $((20 << 20)) back.img part
+cmp -n 65536 -i 26M:0 back.img /dev/zero || fail "a client's write was done after its end"
 qemu-img check -q disk.qcow2
 
 # Killed, it leaves what was flushed.

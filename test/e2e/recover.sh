@@ -42,6 +42,8 @@ write() { timeout 10 qemu-io -f raw -c "write -f -P $2 1M 64k" "$(uri "$1")" | g
 reads() { qemu-io -f raw -c "read -P $2 1M 64k" "$1" 2>&1 | grep -q 'read 65536' && ! qemu-io -f raw -c "read -P $2 1M 64k" "$1" | grep -q failed; }
 # A write waits (and is not answered).
 held() { ! timeout 1 qemu-io -f raw -c 'write -f -P 0xee 2M 64k' "$(uri "$1")" 2>/dev/null | grep -q wrote; }
+# What waited is not done for a client that has gone meanwhile.
+left_undone() { [[ $(qemu-io -r -f raw -c "read -P 0xee 2M 64k" "$(uri "$1")" 2>&1) == *"verification failed"* ]]; }
 of() { "$tmp/on" "$1" drover ctl $vm/root status | jq -r "$2"; }
 record() { "$tmp/on" "$1" drover status $vm --json | jq -r ".vms[0].disks[0].record.$2"; }
 migrate=(drover migrate --rsh "$tmp/at" --data-address 127.0.0.1 --disk-only --detach)
@@ -168,6 +170,7 @@ rm cut
 expect 0 at_b drover recover $vm a --rsh "$tmp/at"
 expect_text out "belongs here"
 write b 0x15 || fail "the owner takes no writes"
+left_undone b || fail "a client's write was done after its end"
 expect 0 drover recover $vm
 end
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "nbd-proxy/disk.h"
-
 #include "nbd-proxy/zero_scan.h"
 #include "test/unit/memory_backend.h"
 
@@ -43,6 +42,18 @@ bool is_ready(std::future<void>& future) {
 
 const std::vector<std::byte> data(8192, std::byte{7});
 
+// An owner elsewhere that answers nobody until it is stopped.
+class Unreachable : public MemoryBackend {
+public:
+    using MemoryBackend::MemoryBackend;
+    void write(const void*, Extent, bool) override {
+        asked.set_value();
+        stopped.get_future().wait();
+        throw Error(ErrorKind::cancelled, "stopped", ESHUTDOWN);
+    }
+    std::promise<void> asked, stopped;
+};
+
 } // namespace
 
 TEST_CASE("disk: held changes wait, reads do not") {
@@ -62,12 +73,67 @@ TEST_CASE("disk: held changes wait, reads do not") {
     CHECK(backend.changes == 2);
 }
 
+TEST_CASE("disk: what was held or paced of a client that has gone is not done") {
+    MemoryBackend backend(size);
+    std::atomic<bool> gone{false};
+    Disk disk(backend, false, [&] { return gone.load(); });
+    const auto tracked = make_tracked();
+    disk.start_tracking(tracked);
+    const auto write = [&] { disk.write(data.data(), {0, 512}, false, 1); };
+    SUBCASE("held") {
+        disk.hold();
+        auto waits = std::async(std::launch::async, write);
+        std::this_thread::sleep_for(20ms);
+        gone = true;
+        disk.release();
+        CHECK_THROWS_AS(waits.get(), Error);
+    }
+    SUBCASE("waited for another owner, and is taken back") {
+        const auto owner = std::make_shared<Unreachable>(size);
+        disk.forward_to(owner);
+        auto waits = std::async(std::launch::async, write);
+        owner->asked.get_future().wait();
+        gone = true;
+        disk.take_back();
+        owner->stopped.set_value();
+        CHECK_THROWS_AS(waits.get(), Error);
+    }
+    SUBCASE("paced") {
+        clear_map(*tracked);
+        disk.write(data.data(), {4096, 4096}, false, 1);
+        backend.changes = 0;
+        for (uint64_t now_us = 0; now_us < 10'000'000 && !tracked->throttling();
+             now_us += 100'000) {
+            tracked->tick_throttle({.drain_rate = 1, .write_rate = MiB, .left = now_us}, now_us);
+        }
+        REQUIRE(tracked->throttling());
+        gone = true;
+        unsigned done = 0;
+        const auto write_all = [&] {
+            for (; done < 100; ++done) {
+                write();
+            }
+        };
+        CHECK_THROWS_AS(write_all(), Error);
+        CHECK(backend.changes == done);
+        backend.changes = 0;
+        disk.hold(); // which lets everybody go
+    }
+    CHECK(backend.changes == 0);
+    gone = false;
+    disk.take_back();
+    write();
+    CHECK(backend.changes == 1);
+}
+
 TEST_CASE("disk: hold waits for what is under way, on each path") {
     MemoryBackend backend(size);
     Disk disk(backend, false);
     const auto tracked = make_tracked();
     SUBCASE("direct") {}
-    SUBCASE("tracked") { disk.start_tracking(tracked); }
+    SUBCASE("tracked") {
+        disk.start_tracking(tracked);
+    }
     backend.block();
     auto write = std::async(std::launch::async, [&] { disk.write(data.data(), {0, 512}, false); });
     backend.wait_for_blocked(1);
@@ -182,16 +248,6 @@ TEST_CASE("disk: forwarded requests go to the owner, those that were held too") 
 }
 
 TEST_CASE("disk: taken back, what waits for the other owner is done here, and what comes") {
-    class Unreachable : public MemoryBackend {
-    public:
-        using MemoryBackend::MemoryBackend;
-        void write(const void*, Extent, bool) override {
-            asked.set_value();
-            stopped.get_future().wait();
-            throw Error(ErrorKind::cancelled, "stopped", ESHUTDOWN);
-        }
-        std::promise<void> asked, stopped;
-    };
     MemoryBackend backend(size);
     const auto owner = std::make_shared<Unreachable>(size);
     Disk disk(backend, false);

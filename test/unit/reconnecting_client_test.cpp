@@ -92,6 +92,28 @@ TEST_CASE("reconnecting: older writes are not done again over a durable one") {
     CHECK(read(*disk, 0, 5) == "newer");
 }
 
+TEST_CASE("reconnecting: what waited for the server is not done once its client has gone") {
+    Server server;
+    const std::string file = server.path("disk");
+    std::ofstream(file).close();
+    std::filesystem::resize_file(file, 1 * MiB);
+    server.nbdkit({"file", file});
+    std::atomic<bool> gone{false};
+    const auto disk = open_nbd_backend(server.uri(), false, 60s, [&] { return gone.load(); });
+    write(*disk, 0, "alive");
+    server.stop(SIGKILL);
+    auto waits =
+        std::async(std::launch::async, [&] { return error_of([&] { write(*disk, 0, "dead"); }); });
+    std::this_thread::sleep_for(100ms); // it has found out that the server is gone
+    gone = true;
+    server.nbdkit({"file", file});
+    const auto error = waits.get();
+    REQUIRE(error);
+    CHECK(error->sys_errno() == ESHUTDOWN);
+    gone = false;
+    CHECK(read(*disk, 0, 5) == "alive");
+}
+
 TEST_CASE("reconnecting: requests wait for the server, for as long as they may") {
     Server server;
     server.nbdkit(memory);
