@@ -201,7 +201,8 @@ TEST_CASE("the state file is read back as it was written, and refused otherwise"
         CHECK(refused(text.substr(0, length)));
     }
     json object = *unsealed(std::string_view(text).substr(0, text.size() - 1));
-    for (const auto& [name, value] : object.items()) {
+    for (const auto& item : object.items()) {
+        const std::string name = item.key();
         json without = object;
         without.erase(name);
         CHECK_MESSAGE(refused(sealed(without)), name);
