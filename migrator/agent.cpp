@@ -85,11 +85,15 @@ class Agent {
 public:
     Agent(asio::any_io_executor executor, const SiteConfig& site)
         : executor_(executor), changed_(executor), life_(executor),
-          destination_(executor,
-                       site,
-                       [this](const std::string& event, const std::string& detail) {
-                           peer_->notify("event", Json{{"event", event}, {"detail", detail}});
-                       }),
+          destination_(
+              executor,
+              site,
+              [this](const std::string& event, const std::string& detail) {
+                  peer_->notify("event", Json{{"event", event}, {"detail", detail}});
+              },
+              [this](const std::string& text) {
+                  peer_->notify("log", Json{{"level", "warning"}, {"text", text}});
+              }),
           hashes_(site) {
         RpcPeer::Events events;
         events.on_request = [this](rpc::Request request) { take(std::move(request)); };

@@ -48,8 +48,11 @@ private:
     IncomingVm& driver_;
 };
 
-Destination::Destination(asio::any_io_executor executor, const SiteConfig& site, Lost lost)
-    : executor_(std::move(executor)), site_(site), lost_(std::move(lost)) {}
+Destination::Destination(asio::any_io_executor executor,
+                         const SiteConfig& site,
+                         Lost lost,
+                         Warn warn)
+    : executor_(std::move(executor)), site_(site), lost_(std::move(lost)), warn_(std::move(warn)) {}
 
 Destination::~Destination() = default;
 
@@ -90,13 +93,16 @@ asio::awaitable<void> Destination::lock(milliseconds patience) {
     lock_->note_migration(migration_);
 }
 
+DestinationDisk::Events Destination::disk_events() const {
+    return {[this](const std::string& detail) { lost_("disk-exited", detail); },
+            [this](const std::string& what) { warn_(what + "; it is started again"); }};
+}
+
 void Destination::make_disks() {
     disks_.clear();
     for (const VmDescription::Disk& disk : vm_.disks) {
-        disks_.push_back(std::make_unique<DestinationDisk>(
-            executor_, site_, vm_.name, disk, [this](const std::string& detail) {
-                lost_("disk-exited", detail);
-            }));
+        disks_.push_back(
+            std::make_unique<DestinationDisk>(executor_, site_, vm_.name, disk, disk_events()));
     }
 }
 
@@ -341,6 +347,9 @@ asio::awaitable<Json> Destination::incoming() {
     link.psk_user = memory_user;
     link.psk_key = psk_key_;
     HypervisorLost lost = [this](const std::string& what) { lost_("hypervisor-exited", what); };
+    for (const auto& disk : disks_) {
+        disk->is_used();
+    }
     memory_port_.reset(); // it listens on the port itself, from now
     co_await hypervisor_->start_incoming(std::move(link), std::move(lost), site_.timeouts.start);
     co_return Json::object();

@@ -23,8 +23,11 @@ public:
     // event: "hypervisor-exited", "disk-exited"; and what it says.
     using Lost = std::function<void(const std::string& event, const std::string& detail)>;
 
+    // What the operator should know of.
+    using Warn = std::function<void(const std::string& text)>;
+
     // site outlives it.
-    Destination(asio::any_io_executor executor, const SiteConfig& site, Lost lost);
+    Destination(asio::any_io_executor executor, const SiteConfig& site, Lost lost, Warn warn);
     ~Destination();
 
     // The methods of docs/control.md. Each throws Error.
@@ -73,6 +76,7 @@ private:
     void require_acting(const char* method) const;
     void require_not_promoted(const char* method) const;
     asio::awaitable<void> lock(milliseconds patience);
+    DestinationDisk::Events disk_events() const;
     void make_disks();
     void find_old_images();
     void set_bases(const Json& bases);
@@ -94,6 +98,7 @@ private:
     asio::any_io_executor executor_;
     const SiteConfig& site_;
     Lost lost_;
+    Warn warn_;
     Stage stage_ = Stage::blank;
     std::optional<RunLock> lock_;
     VmDescription vm_;

@@ -8,6 +8,9 @@
 #include "nbd-proxy/record_store.h"
 
 #include <filesystem>
+#include <utility>
+
+#include <asio/co_spawn.hpp>
 
 #include <sys/stat.h>
 #include <unistd.h>
@@ -52,12 +55,12 @@ DestinationDisk::DestinationDisk(asio::any_io_executor executor,
                                  const SiteConfig& site,
                                  std::string vm,
                                  VmDescription::Disk disk,
-                                 std::function<void(const std::string&)> lost)
+                                 Events events)
     : executor_(std::move(executor)), site_(site), vm_(std::move(vm)), disk_(std::move(disk)),
-      lost_(std::move(lost)) {}
+      events_(std::move(events)), restarted_(executor_) {}
 
 DestinationDisk::~DestinationDisk() {
-    lost_ = nullptr;
+    events_ = {};
     if (control_) {
         control_->close("the agent ends");
     }
@@ -133,13 +136,19 @@ uint64_t DestinationDisk::generation() const {
     return record ? record->generation : 0;
 }
 
-asio::awaitable<void> DestinationDisk::start() {
+ServeDisk DestinationDisk::serve_disk() const {
     ServeDisk serve;
     serve.name = disk_.name;
     serve.store = store();
     serve.role = ServeRole::destination;
     serve.size = disk_.size;
     serve.block_size = disk_.block_size;
+    serve.port = served_.port; // the source may know it
+    return serve;
+}
+
+asio::awaitable<void> DestinationDisk::start() {
+    const ServeDisk serve = serve_disk();
     const bool ours = std::exchange(running_, true); // also if it fails on its way
     std::function<void()> work = [this, serve] { served_ = start_disk(site_, vm_, serve); };
     co_await on_a_thread(std::move(work));
@@ -149,16 +158,59 @@ asio::awaitable<void> DestinationDisk::start() {
 
 void DestinationDisk::connect() {
     RpcPeer::Events events;
-    events.on_close = [this](const std::string& reason) {
-        if (lost_) {
-            lost_(fmt::format("disk {}: its nbdkit has ended ({}); its log is {}",
-                              disk_.name,
-                              reason,
-                              paths().disk_log(vm_, disk_.name)));
-        }
-    };
+    events.on_close = [this](const std::string& reason) { ended(reason); };
     control_ = connect_peer(
         executor_, "disk " + disk_.name, paths().disk_control(vm_, disk_.name), std::move(events));
+}
+
+void DestinationDisk::ended(const std::string& reason) {
+    if (!events_.lost) {
+        return;
+    }
+    const std::string what = fmt::format("disk {}: its nbdkit has ended ({}); its log is {}",
+                                         disk_.name,
+                                         reason,
+                                         paths().disk_log(vm_, disk_.name));
+    if (used_ || !restarts_.worth_it(Clock::now())) {
+        std::exchange(events_, {}).lost(what);
+        return;
+    }
+    events_.restarts(what);
+    restart();
+}
+
+// The stream goes on from what is durable here.
+void DestinationDisk::restart() {
+    restarting_ = true;
+    const auto served = std::make_shared<ServedDisk>();
+    std::function<void()> work = [&site = site_, vm = vm_, serve = serve_disk(), served] {
+        *served = start_disk(site, vm, serve);
+    };
+    auto done = [this, alive = std::weak_ptr(alive_), served](std::exception_ptr failure) {
+        if (alive.expired()) {
+            return;
+        }
+        restarting_ = false;
+        try {
+            if (failure) {
+                std::rethrow_exception(failure);
+            }
+            served_ = *served;
+            connect();
+        } catch (const std::exception& error) {
+            if (events_.lost) {
+                std::exchange(events_, {}).lost(error.what());
+            }
+        }
+        restarted_.notify();
+    };
+    asio::co_spawn(executor_, on_a_thread(std::move(work)), std::move(done));
+}
+
+asio::awaitable<void> DestinationDisk::settled() {
+    while (restarting_) {
+        co_await restarted_.wait_until(no_deadline);
+    }
 }
 
 asio::awaitable<void>
@@ -204,7 +256,7 @@ asio::awaitable<void> DestinationDisk::seed() const {
 void DestinationDisk::attach(const std::string& migration) {
     migration_ = migration;
     user_ = migration_user(migration);
-    lost_ = nullptr;
+    events_ = {};
     const auto record = peek_record(paths().disk_state(vm_, disk_.name));
     if (!record || record->migration != migration) {
         return;
@@ -254,6 +306,7 @@ asio::awaitable<Json> DestinationDisk::call(std::string method, Json params) {
     if (method != "prepare" && method != "refuse") {
         require_this_migration();
     }
+    co_await settled();
     if (!control_ || control_->closed()) {
         co_await start();
     }
@@ -262,6 +315,7 @@ asio::awaitable<Json> DestinationDisk::call(std::string method, Json params) {
 }
 
 asio::awaitable<void> DestinationDisk::promote(std::string token) {
+    used_ = true;
     Json params{{"migration", migration_}, {"token", token}};
     co_await call("promote", std::move(params));
     running_ = created_ = false; // a disk of this host's
@@ -316,11 +370,12 @@ bool DestinationDisk::is_consistent() const {
 }
 
 asio::awaitable<void> DestinationDisk::put_down() {
-    lost_ = nullptr;
+    events_ = {};
     remove_key();
     if (!forward_user_.empty()) {
         remove_psk_key(vm_, disk_.name, forward_user_);
     }
+    co_await settled();
     if (control_) {
         control_->close("the migration ends");
     }
@@ -383,7 +438,7 @@ bool DestinationDisk::has_old_image() const {
 }
 
 asio::awaitable<void> DestinationDisk::finish() {
-    lost_ = nullptr;
+    events_ = {};
     remove_key();
     Json params{{"migration", migration_}};
     co_await call("finish", std::move(params));

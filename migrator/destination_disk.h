@@ -2,6 +2,7 @@
 // A disk of a VM that comes in: its image, its nbdkit, its keys.
 #pragma once
 
+#include "migrator/restarts.h"
 #include "migrator/rpc_peer.h"
 #include "migrator/serve.h"
 #include "migrator/sides.h"
@@ -15,12 +16,19 @@ namespace drover {
 
 class DestinationDisk : public DiskAtDestination {
 public:
-    // `lost` is called at most once, when its nbdkit ends by itself. site outlives it.
+    struct Events {
+        // Its nbdkit has ended by itself, and is not there again. At most once.
+        std::function<void(const std::string&)> lost;
+        // It has, and is started again.
+        std::function<void(const std::string&)> restarts;
+    };
+
+    // site outlives it.
     DestinationDisk(asio::any_io_executor executor,
                     const SiteConfig& site,
                     std::string vm,
                     VmDescription::Disk disk,
-                    std::function<void(const std::string&)> lost);
+                    Events events);
     ~DestinationDisk() override;
     DestinationDisk(const DestinationDisk&) = delete;
     DestinationDisk& operator=(const DestinationDisk&) = delete;
@@ -48,6 +56,9 @@ public:
     // It was here before the migration: a refusal sets it aside again, rather than remove it.
     void keep_image() { keeps_ = true; }
     bool keeps_image() const { return keeps_; }
+
+    // The hypervisor has its socket: should its nbdkit end from now on, that is a loss.
+    void is_used() { used_ = true; }
 
     const std::string& name() const override { return disk_.name; }
     asio::awaitable<DiskStanding> standing() override;
@@ -78,8 +89,12 @@ public:
     rpc::Json forward_description() const;
 
 private:
+    ServeDisk serve_disk() const;
     asio::awaitable<void> start();
     void connect();
+    void ended(const std::string& reason);
+    void restart();
+    asio::awaitable<void> settled();
     void require_this_migration() const;
     asio::awaitable<void> seed() const;
     void set_aside() const;
@@ -90,10 +105,15 @@ private:
     const SiteConfig& site_;
     const std::string vm_;
     const VmDescription::Disk disk_;
-    std::function<void(const std::string&)> lost_;
+    Events events_;
     std::string base_;
     std::string migration_, refusal_hash_, user_, forward_user_, forward_key_;
     ServedDisk served_;
+    Restarts restarts_;
+    bool restarting_ = false;
+    Notifier restarted_;
+    std::shared_ptr<void> alive_ = std::make_shared<char>(); // for who restarts it
+    bool used_ = false;
     bool running_ = false; // its nbdkit is ours to stop
     bool created_ = false; // the image is ours to remove
     bool keeps_ = false;   // it is not

@@ -28,7 +28,11 @@ DestinationRecovery::DestinationRecovery(asio::any_io_executor executor,
                                          PeerOptions peer,
                                          bool force)
     : executor_(executor), site_(site), vm_(std::move(vm)), peer_(std::move(peer)), force_(force),
-      destination_(executor, site, [](const std::string&, const std::string&) {}) {}
+      destination_(
+          executor,
+          site,
+          [](const std::string&, const std::string&) {},
+          [](const std::string&) {}) {}
 
 DestinationRecovery::~DestinationRecovery() = default;
 

@@ -28,6 +28,7 @@ constexpr milliseconds per_disk_patience{60000};
 // And where the file system there has no reflinks, it copies the bases.
 constexpr milliseconds base_patience = std::chrono::hours(24);
 constexpr milliseconds memory_interval{500};
+constexpr milliseconds replicate_retry{2000};
 // Reads every block at both sides.
 constexpr std::chrono::hours verify_patience{24 * 7};
 
@@ -231,6 +232,7 @@ asio::awaitable<void> Migration::prepare() {
             to = replicate_target(data_address_, there.at, psk_key_);
             compare = !there.empty;
         }
+        targets_.push_back(to);
         starting.push_back(replicate(disk, std::move(to), compare));
     }
     co_await all(std::move(starting));
@@ -301,7 +303,15 @@ asio::awaitable<void> Migration::copy() {
     Deadline stalled = no_deadline;
     uint64_t least = std::numeric_limits<uint64_t>::max(); // of what was left
     const auto ready = [](const auto& disk) { return disk->ready(); };
+    for (const auto& disk : disks_) {
+        disk->may_end(!to_plain_server()); // that may still do what the old one had sent
+    }
     while (!std::all_of(disks_.begin(), disks_.end(), ready)) {
+        for (size_t i = 0; i < disks_.size(); ++i) {
+            if (disks_[i]->ended()) {
+                co_await revive(i);
+            }
+        }
         show_progress();
         uint64_t left = 0;
         bool told = true; // each disk has said how far it is
@@ -325,8 +335,35 @@ asio::awaitable<void> Migration::copy() {
             : not_ready(
                   fmt::format("and get no nearer for {} s (--stall-timeout)", patience.count()));
     }
+    for (const auto& disk : disks_) {
+        disk->may_end(false);
+    }
     show_progress();
     report_.times.ready = Clock::now();
+}
+
+// A new stream of the same migration, which sends what the destination does not have. The link may
+// be down meanwhile.
+asio::awaitable<void> Migration::revive(size_t index) {
+    SourceDisk& disk = *disks_[index];
+    const Deadline deadline =
+        options_.stall_timeout.count() == 0 ? no_deadline : Clock::now() + options_.stall_timeout;
+    say("warning", fmt::format("disk {}: its nbdkit has ended; it is started again", disk.name()));
+    co_await disk.revive();
+    while (!disk.ended()) {
+        try {
+            Json to = targets_.at(index);
+            co_await replicate(disk, std::move(to), true);
+            co_return;
+        } catch (const Error& error) {
+            const bool unreachable =
+                error.kind() == ErrorKind::peer || error.kind() == ErrorKind::timeout;
+            if (!unreachable || Clock::now() >= deadline) {
+                throw;
+            }
+        }
+        co_await sleep_for(replicate_retry);
+    }
 }
 
 // --- memory: until the VM is paused, with what is left fitting the downtime

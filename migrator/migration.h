@@ -53,6 +53,7 @@ private:
     asio::awaitable<void> check_peer();
     asio::awaitable<void> prepare();
     asio::awaitable<void> copy();
+    asio::awaitable<void> revive(size_t index);
     Error not_ready(const std::string& since) const;
     asio::awaitable<void> memory();
     asio::awaitable<void> switch_over();
@@ -136,7 +137,8 @@ private:
     std::string data_address_, psk_key_;
     bool wants_tunnel_ = false; // to be opened by this migration
     bool leads_home_ = false;   // there are tunnels to the site that the VM came from
-    Prepared prepared_;         // by disk, as the next one
+    Prepared prepared_;         // by disk, as the next ones
+    std::vector<Json> targets_; // where its stream goes
     std::vector<ForwardKey> forward_keys_;
     std::vector<uint64_t> handover_lsns_;
     std::optional<MemoryProgress> memory_;

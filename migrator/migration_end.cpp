@@ -77,10 +77,10 @@ asio::awaitable<void> Migration::take_figures() {
         DiskFigures figures;
         figures.name = disk.name();
         figures.size = disk.status().value("size", uint64_t{0});
-        figures.sent_bytes = disk.number("sent_bytes");
-        figures.captured_bytes = disk.number("captured_bytes");
-        figures.delta_bytes = disk.number("delta_bytes");
-        figures.zero_bytes = disk.number("zero_bytes");
+        figures.sent_bytes = disk.total("sent_bytes");
+        figures.captured_bytes = disk.total("captured_bytes");
+        figures.delta_bytes = disk.total("delta_bytes");
+        figures.zero_bytes = disk.total("zero_bytes");
         figures.lsn = i < handover_lsns_.size() ? handover_lsns_[i] : 0;
         report_.disks.push_back(std::move(figures));
     }

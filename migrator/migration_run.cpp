@@ -221,7 +221,7 @@ void Migration::show_progress() {
     for (const auto& disk : disks_) {
         line.total_bytes += disk->status().value("size", uint64_t{0});
         line.left_bytes += disk->left_bytes();
-        line.sent_bytes += disk->number("sent_bytes");
+        line.sent_bytes += disk->total("sent_bytes");
         line.rate += disk->number("drain_rate");
         if (const uint64_t eta = disk->number("eta_ms"); eta > line.eta_ms.value_or(0)) {
             line.eta_ms = eta;

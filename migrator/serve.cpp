@@ -336,7 +336,7 @@ ServedDisk start_new(const SiteConfig& site, const std::string& vm, const ServeD
     const std::string log = paths().disk_log(vm, disk.name);
     const uint64_t log_start = file_size(log);
     const UniqueFd socket = listen_unix(site, paths().disk_socket(vm, disk.name));
-    const Listener tcp = listen_tcp(site);
+    const Listener tcp = disk.port != 0 ? listen_tcp(site.listen, disk.port) : listen_tcp(site);
     SpawnOptions options;
     options.argv = nbdkit_command(vm, disk);
     options.env = tls_environment();

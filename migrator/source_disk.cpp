@@ -14,6 +14,8 @@ constexpr milliseconds answer_patience{10000};
 constexpr milliseconds record_patience{30000};
 constexpr milliseconds forward_retry{200};
 constexpr unsigned status_interval_ms = 250;
+// What a report sums up.
+constexpr const char* counted[] = {"sent_bytes", "captured_bytes", "delta_bytes", "zero_bytes"};
 
 bool nobody_there(const Error& error) {
     return error.sys_errno() == ENOENT || error.sys_errno() == ECONNREFUSED;
@@ -110,12 +112,40 @@ asio::awaitable<void> SourceDisk::watch() {
         }
     };
     events.on_close = [this](const std::string& reason) {
-        fail(Error(ErrorKind::io,
-                   fmt::format("disk {}: its nbdkit has ended ({})", name(), reason)));
+        why_ = fmt::format("disk {}: its nbdkit has ended ({})", name(), reason);
+        if (!may_end_) {
+            fail(Error(ErrorKind::io, why_));
+            return;
+        }
+        ended_ = true;
+        status_["replication"] = nullptr;
+        changed_.notify();
     };
     watcher_ = connect_peer(executor_, "disk " + name(), control_, std::move(events));
     Json interval{{"interval_ms", status_interval_ms}};
     co_await watcher_->call("subscribe", std::move(interval), answer_patience);
+}
+
+asio::awaitable<void> SourceDisk::revive() {
+    if (!restarts_.worth_it(Clock::now())) {
+        throw Error(ErrorKind::io,
+                    fmt::format("{}, again and again; its log is {}",
+                                why_,
+                                paths().disk_log(vm_, disk_.name)));
+    }
+    for (const char* const key : counted) {
+        counted_before_[key] += number(key);
+    }
+    last_replication_ = Json::object();
+    commands_ = co_await connect_aside();
+    co_await refresh();
+    if (status_.value("role", "") != "owner") {
+        throw Error(
+            ErrorKind::state,
+            fmt::format("disk {}: its role is '{}' now", name(), status_.value("role", "")));
+    }
+    ended_ = false;
+    co_await watch();
 }
 
 void SourceDisk::unwatch() {
@@ -293,6 +323,11 @@ std::string SourceDisk::phase() const {
 uint64_t SourceDisk::number(const char* key) const {
     const Json value = last_replication_.value(key, Json());
     return value.is_number_unsigned() ? value.get<uint64_t>() : 0;
+}
+
+uint64_t SourceDisk::total(const char* key) const {
+    const auto before = counted_before_.find(key);
+    return number(key) + (before == counted_before_.end() ? 0 : before->second);
 }
 
 bool SourceDisk::ready() const {

@@ -3,10 +3,12 @@
 #pragma once
 
 #include "migrator/config.h"
+#include "migrator/restarts.h"
 #include "migrator/rpc_peer.h"
 #include "migrator/sides.h"
 
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -41,6 +43,12 @@ public:
     asio::awaitable<void> refresh();
     // From here neither its end nor a failed replication is news.
     void unwatch();
+    // Whether the end of its nbdkit is no failure: then it is told by ended(), and revive() is to
+    // be called. Not at first.
+    void may_end(bool may) { may_end_ = may; }
+    bool ended() const { return ended_; }
+    // Serves it again, unless it ends again and again; without a replication. Throws Error.
+    asio::awaitable<void> revive();
 
     const std::string& name() const override { return disk_.name; }
     asio::awaitable<DiskStanding> standing() override;
@@ -59,6 +67,8 @@ public:
     std::string phase() const;
     // A number of the last replication seen, also when it has ended since; 0 if there is none.
     uint64_t number(const char* key) const;
+    // The same of one that counts up, with those of the processes that have ended.
+    uint64_t total(const char* key) const;
     // Dirty, or on its way and not acknowledged.
     uint64_t left_bytes() const { return number("dirty_bytes") + number("lag_bytes"); }
     bool ready() const;
@@ -85,8 +95,12 @@ private:
     Notifier& changed_;
     std::function<void(const Error&)> failed_;
     std::shared_ptr<RpcPeer> commands_, watcher_;
+    Restarts restarts_;
+    bool may_end_ = false, ended_ = false;
+    std::string why_; // it has
     std::string made_token_hash_;
     rpc::Json status_ = rpc::Json::object(), last_replication_ = rpc::Json::object();
+    std::map<std::string, uint64_t> counted_before_;
 };
 
 } // namespace drover

@@ -103,6 +103,7 @@ Json SourceControl::replicate(const Json& params) {
     set_connections(sending, params);
     const std::string migration = migration_param(params);
     const uint64_t generation = rpc::uint_param(params, "generation");
+    const bool again = context_.record.get().migration == migration;
     const Record attempt = context_.record.update(
         [&](const Record& record) { return accept(begin_attempt(record, migration, generation)); });
     sending.stream = {attempt.generation, attempt.stream_counter, 0};
@@ -138,7 +139,9 @@ Json SourceControl::replicate(const Json& params) {
         sender->start();
     } catch (...) {
         end_stream();
-        context_.record.update([](const Record& now) { return accept(drover::cancel(now)); });
+        if (!again) { // else it may be tried once more
+            context_.record.update([](const Record& now) { return accept(drover::cancel(now)); });
+        }
         throw;
     }
     return {{"uuid", attempt.uuid}};

@@ -94,15 +94,21 @@ drover abort vm >/dev/null
 ended 1
 as_before 0x13
 
-echo "# the agent dies; the destination's nbdkit dies"
+echo "# the agent dies; the destination's nbdkit does, again and again"
 started
 kill -9 "$(pgrep -P "$migration" -f 'agent --stdio')"
 ended 1
 expect_text first.err "the agent at b is gone"
 started # what it has left is no hindrance
+is_alive() { [[ $(jq .pid b/run/vm/root.json 2>/dev/null) != "$1" && -e /proc/$(jq .pid b/run/vm/root.json 2>/dev/null) ]]; }
+for _ in 1 2 3; do
+    server=$(jq .pid b/run/vm/root.json)
+    kill -9 "$server"
+    wait_for 20 is_alive "$server"
+done
 kill -9 "$(jq .pid b/run/vm/root.json)"
 ended 1
-expect_text first.err "disk root"
+expect_text first.err "disk root: its nbdkit has ended"
 as_before 0x15
 
 echo "# the coordinator is killed: the agent cleans up, and the next one takes the rest back"

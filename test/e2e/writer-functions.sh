@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A client that writes a block of a disk after the other, over and over, and adds a line to `acknowledged` when it was
 # answered; where its server is gone it connects again. To be sourced after functions.sh; needs qemu-io.
-#   start_writer SOCKET       the disk has $blocks blocks of $block bytes at least
+#   start_writer SOCKET       the disk has $blocks blocks of $block bytes at least; $pause: seconds after each write
 #   acknowledged              how many were answered
 #   has_acknowledged N        for wait_for
 #   stop_writer
@@ -9,9 +9,11 @@
 # shellcheck shell=bash
 block=4096
 blocks=2000
+pause=0
 
 e2e_writer() {
-    local n line
+    local n line never
+    exec {never}<> <(:)
     coproc QEMU_IO { exec stdbuf -oL qemu-io --image-opts "driver=raw,file.driver=nbd,file.server.type=unix,file.server.path=$1,file.reconnect-delay=60" 2>&1; }
     for ((n = 0; ; n++)); do
         printf 'write -f -P %d %d %d\n' $((n % 251 + 1)) $((n % blocks * block)) $block >&"${QEMU_IO[1]}" || return 0
@@ -20,6 +22,7 @@ e2e_writer() {
         done
         line=
         echo >>"$tmp/acknowledged"
+        [[ $pause == 0 ]] || read -rt "$pause" <&"$never" || true
     done
 }
 acknowledged() { wc -l <acknowledged; }

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "nbd-proxy/engine.h"
-
 #include "test/unit/folder.h"
 #include "test/unit/nbd_server.h"
 
@@ -21,8 +20,8 @@ const std::string uuid = "0f8fad5b-d9cb-469f-a165-70867728950e";
 
 // As a source leaves its record that was fenced to forward, to an owner that nobody can reach.
 void leave_forwarding(const Folder& folder) {
-    RecordStore store = RecordStore::open(
-        {.image = folder.file("vm.img"), .state_dir = folder.file("state")});
+    RecordStore store =
+        RecordStore::open({.image = folder.file("vm.img"), .state_dir = folder.file("state")});
     store.save(accept(begin_attempt(store.record(), migration, 2)));
     store.save(accept(quiesce(store.record(), "q1", {"aa01", ""})));
     store.save(accept(handover_durable(store.record(), "q1", Lsn(7))));
@@ -48,6 +47,34 @@ TEST_CASE("engine: a shutdown that cannot flush leaves the clients as they were"
     auto write = std::async(std::launch::async, [&] { client->write("here", {0, 4}, false); });
     REQUIRE(write.wait_for(10s) == std::future_status::ready);
     write.get();
+}
+
+TEST_CASE("engine: a migration that a dead process had begun is tried until its peer answers") {
+    const Folder folder;
+    {
+        RecordStore store =
+            RecordStore::open({.image = folder.file("vm.img"), .state_dir = folder.file("state")});
+        store.save(accept(begin_attempt(store.record(), migration, 2)));
+    }
+    Engine engine({.file = folder.file("vm.img"), .state_dir = folder.file("state")});
+    engine.start();
+    const auto replicate = [&](uint64_t generation) {
+        engine.call("replicate",
+                    {{"migration", migration},
+                     {"generation", generation},
+                     {"to", {{"socket", folder.file("nobody.sock")}}}});
+    };
+    const auto kind_of = [&](uint64_t generation) {
+        try {
+            replicate(generation);
+        } catch (const Error& error) {
+            return error.kind();
+        }
+        return ErrorKind::state;
+    };
+    CHECK(kind_of(2) == ErrorKind::peer);
+    CHECK(kind_of(2) == ErrorKind::peer);
+    CHECK(kind_of(3) == ErrorKind::refused);
 }
 
 TEST_CASE("engine: a source that forwards to nobody, after a restart, can be unfenced") {
