@@ -7,7 +7,7 @@
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh
 source "$e2e_top/test/e2e/stream-functions.sh"
-requires drover nbdkit jq ip psktool
+requires drover nbdkit jq ip psktool qemu-io
 [[ $(id -u) == 0 ]] || skip "network namespaces need root"
 
 sites() { "$e2e_top/test/lab/sites" --dir "$tmp/net" "$@"; }
@@ -102,4 +102,24 @@ sleep 1 # what was under way
 rate_is_at_most 1000000
 ctl "$tmp/src.ctl" set '{"max_bandwidth":0}' >/dev/null
 wait_for 60 phase_is in_sync
+hand_over
+
+echo "# a link that is cut, for a moment and for longer than a connection lives: on from what has arrived"
+start_pair 32
+start_stream ',"max_bandwidth":4000000'
+is_left() { [[ $(replication dirty_bytes) -le $1 ]]; }
+write_at() { qemu-io -f raw -c "write -f -P $2 $1 4k" "nbd+unix:///?socket=$tmp/src.sock" >io.out 2>&1 || fail "the client: $(cat io.out)"; }
+left=32
+for seconds in 1 3 45; do
+    wait_for 60 is_left $(((left -= 6) << 20))
+    sites link cut=1 >/dev/null
+    write_at ${left}M $left # is answered
+    sleep $seconds
+    [[ $(replication phase) != failed ]] || fail "$(replication error)"
+    sites link cut=0 >/dev/null
+done
+wait_for 120 phase_is in_sync
+# The blocks that were written meanwhile may go twice.
+captured=$(replication captured_bytes)
+((captured <= (32 << 20) + 4 * 65536)) || fail "$captured bytes were copied of 32 MiB"
 hand_over
