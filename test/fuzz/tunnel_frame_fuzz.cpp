@@ -4,6 +4,7 @@
 #include "test/fuzz/check.h"
 #include "tunnel/core/flow_table.h"
 #include "tunnel/core/responder.h"
+#include "tunnel/core/segment.h"
 #include "tunnel/core/tcp_rewrite.h"
 
 using namespace drover::tunnel;
@@ -57,6 +58,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         flows.seen(*parsed, from_vm, size, ++now);
         FUZZ_CHECK(flows.count() <= 100);
     }
+    FUZZ_CHECK(!is_answer(nic, *parsed) || parsed->source == nic.mac);
+    carries(frame, Nonce{});
     if (const auto answer = answer_for(nic, *parsed)) {
         FUZZ_CHECK(filter.from_vm(*parse_frame(*answer)));
     }
