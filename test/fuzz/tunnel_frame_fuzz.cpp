@@ -47,6 +47,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         const IpPacket& ip = *parsed->ip;
         FUZZ_CHECK(ip.payload <= ip.end && ip.end <= size);
         FUZZ_CHECK(!to_vm || !nic.has_address(ip.source));
+        FUZZ_CHECK(!ip.dhcp || (ip.protocol == ip_udp && !ip.fragment));
+        FUZZ_CHECK(!parsed->destination.is_group() || !ip.dhcp || !(from_vm || to_vm) ||
+                   ip.dhcp->client == nic.mac);
         const bool right = transport_sum(frame, ip) == 0;
         if (clamp_mss(frame, *parsed, 600)) {
             FUZZ_CHECK(frame.size() == size);
