@@ -218,6 +218,9 @@ private:
         if (name == "supersede") {
             return destination_.supersede(std::move(params));
         }
+        if (name == "segment") {
+            return destination_.look_at_segment(std::move(params));
+        }
         if (name == "tunnel") {
             return destination_.open_tunnels(std::move(params));
         }

@@ -173,6 +173,14 @@ bool read_at_home(const Json& answer) {
     return Reader(answer, "check").flag("at_home");
 }
 
+std::vector<bool> read_segment(const Json& answer, const std::vector<std::string>& macs) {
+    std::vector<bool> answered;
+    for (const Reader& nic : Reader(answer, "segment").entries("nics", "NIC", macs)) {
+        answered.push_back(nic.flag("answered"));
+    }
+    return answered;
+}
+
 std::vector<DataPort> read_tunnel(const Json& answer, const std::vector<std::string>& macs) {
     std::vector<DataPort> ports;
     for (const Reader& nic : Reader(answer, "tunnel").entries("nics", "NIC", macs)) {

@@ -33,6 +33,8 @@ uint64_t read_check(const rpc::Json& answer, uint64_t ours);
 // Of `check`: the VM's tunnels lead to that host, which was the VM's before.
 bool read_at_home(const rpc::Json& answer);
 
+// Of `segment`: whether the VM has answered there, on these NICs, by their MACs.
+std::vector<bool> read_segment(const rpc::Json& answer, const std::vector<std::string>& macs);
 // Of `tunnel`: where the ends of these NICs listen, by their MACs.
 std::vector<DataPort> read_tunnel(const rpc::Json& answer, const std::vector<std::string>& macs);
 

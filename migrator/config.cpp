@@ -134,6 +134,18 @@ Timeouts read_timeouts(ConfigTable& table) {
     return timeouts;
 }
 
+std::vector<std::string> read_networks(ConfigTable& table) {
+    std::vector<std::string> networks = table.strings("networks");
+    for (const std::string& network : networks) {
+        if (!valid_address(network)) {
+            table.fail(
+                "networks",
+                fmt::format("networks such as \"10.1.0.0/16\" are expected, not \"{}\"", network));
+        }
+    }
+    return networks;
+}
+
 TunnelSite read_tunnel(ConfigTable& table) {
     TunnelSite found;
     found.port =
@@ -141,14 +153,13 @@ TunnelSite read_tunnel(ConfigTable& table) {
     if (const auto error = template_error({found.port}, TemplateGroup::nic, {})) {
         table.fail("port", *error);
     }
-    found.networks = table.strings("networks");
-    for (const std::string& network : found.networks) {
-        if (!valid_address(network)) {
-            table.fail(
-                "networks",
-                fmt::format("networks such as \"10.1.0.0/16\" are expected, not \"{}\"", network));
-        }
-    }
+    found.networks = read_networks(table);
+    table.only_known();
+    return found;
+}
+
+StretchedSite read_stretched(ConfigTable& table) {
+    StretchedSite found{true, read_networks(table)};
     table.only_known();
     return found;
 }
@@ -333,6 +344,9 @@ SiteConfig parse_site_config(std::string_view text, const std::string& path) {
     }
     if (auto tunnel = root.table("tunnel")) {
         site.tunnel = read_tunnel(*tunnel);
+    }
+    if (auto stretched = root.table("stretched")) {
+        site.stretched = read_stretched(*stretched);
     }
     if (auto timeouts = root.table("timeouts")) {
         site.timeouts = read_timeouts(*timeouts);

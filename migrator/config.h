@@ -56,7 +56,13 @@ struct NicSpec {
 
 // What becomes of connections to the addresses of a VM that moves.
 struct NetworkSpec {
-    bool tunnel = false; // a tunnel keeps them, for each NIC with addresses (drover-tunnel(1))
+    enum class Mode {
+        none,
+        tunnel,    // a tunnel keeps them, for each NIC with addresses (drover-tunnel(1))
+        stretched, // both sites are one segment, which is told where the VM is
+        automatic, // one of the last two
+    };
+    Mode mode = Mode::none;
     std::string keep = "until-idle", keep_at_least = "2h"; // as drover-tunnel takes them
 };
 
@@ -117,6 +123,12 @@ struct TunnelSite {
     std::vector<std::string> networks; // that their addresses must be in; empty: any
 };
 
+// VMs that come in and stay in a segment that this site shares with theirs.
+struct StretchedSite {
+    bool allowed = false;
+    std::vector<std::string> networks; // that their addresses must be in; empty: any
+};
+
 struct Timeouts {
     std::chrono::seconds connect{20};  // a link or the agent to come up
     std::chrono::seconds start{30};    // a disk or a hypervisor to answer after its start
@@ -136,6 +148,7 @@ struct SiteConfig {
     mode_t socket_mode = 0600;
     Limits limits;
     TunnelSite tunnel;
+    StretchedSite stretched;
     Timeouts timeouts;
     std::map<std::string, HypervisorTemplate> hypervisors; // by name; "none" has none
 };

@@ -5,6 +5,7 @@
 #include "migrator/agent_params.h"
 #include "migrator/command_template.h"
 #include "migrator/paths.h"
+#include "migrator/segment.h"
 #include "migrator/tunnels.h"
 #include "nbd-proxy/record_store.h"
 
@@ -181,11 +182,37 @@ Json Destination::check(const Json& params) {
     uint64_t generation = 0;
     refuse_own_vm();
     require_arrived_vm_file(paths().arrived_vm_file(vm_.name), vm_.name);
+    if (vm_.stretched) {
+        require_bridges(addressed(vm_.nics));
+    }
     for (const auto& disk : disks_) {
         disk->check();
         generation = std::max(generation, disk->generation());
     }
     return {{"generation", generation}, {"at_home", has_tunnel(tunnel_ends(vm_.name), true)}};
+}
+
+// Nothing is changed: it may be asked at any time before `prepare`.
+asio::awaitable<Json> Destination::look_at_segment(Json params) {
+    rpc::only_params(params, {"vm", "nonce"});
+    if (stage_ != Stage::blank) {
+        throw Error(ErrorKind::state, "segment: a migration is under way");
+    }
+    const auto nonce = tunnel::parse_nonce(rpc::string_param(params, "nonce"));
+    const VmDescription vm = check_description(site_, params.value("vm", Json()), false);
+    if (!nonce || !vm.stretched) {
+        throw Error(ErrorKind::usage, "segment: a nonce, and a VM that is to stay in its segment");
+    }
+    const std::vector<NicSpec> nics = addressed(vm.nics);
+    Json answer{{"nics", Json::array()}};
+    std::function<void()> work = [nics, nonce, &answer] {
+        const std::vector<bool> answered = ask_for_vm(nics, *nonce);
+        for (size_t i = 0; i < nics.size(); ++i) {
+            answer["nics"].push_back({{"name", nics[i].mac}, {"answered", bool(answered[i])}});
+        }
+    };
+    co_await on_a_thread(std::move(work));
+    co_return answer;
 }
 
 asio::awaitable<Json> Destination::prepare(Json params) {
@@ -393,8 +420,20 @@ asio::awaitable<Json> Destination::open_tunnels(Json params) {
 
 // The VM runs here. It does so too where this fails: `finish` tries it again.
 asio::awaitable<void> Destination::take_frames_in() const {
+    announce();
     try {
         co_await take_tunnels_in(vm_.name);
+    } catch (const Error& error) {
+        fmt::print(stderr, "drover agent: warning: {}\n", error.what());
+    }
+}
+
+void Destination::announce() const {
+    if (!vm_.stretched) {
+        return;
+    }
+    try {
+        start_announcers(vm_.name, vm_.nics);
     } catch (const Error& error) {
         fmt::print(stderr, "drover agent: warning: {}\n", error.what());
     }
@@ -546,6 +585,7 @@ asio::awaitable<uint64_t> Destination::promote_by_force() {
     if (hypervisor_ && may_run && hypervisor_->ready()) {
         co_await takeover_->run(false);
         runs_ = true;
+        announce();
     }
     co_await settle(runs_);
     try_to_keep_vm_file();

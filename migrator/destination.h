@@ -32,6 +32,7 @@ public:
 
     // The methods of docs/control.md. Each throws Error.
     rpc::Json check(const rpc::Json& params);
+    asio::awaitable<rpc::Json> look_at_segment(rpc::Json params);
     asio::awaitable<rpc::Json> prepare(rpc::Json params);
     asio::awaitable<rpc::Json> take_over(rpc::Json params);
     asio::awaitable<rpc::Json> incoming();
@@ -90,6 +91,7 @@ private:
     asio::awaitable<void> put_down();
     asio::awaitable<void> end_journal();
     asio::awaitable<void> take_frames_in() const;
+    void announce() const;
     asio::awaitable<void> settle(bool here) const;
     void keep_vm_file() const;
     void try_to_keep_vm_file() const;

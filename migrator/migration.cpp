@@ -170,9 +170,27 @@ void Migration::burn_above(uint64_t generation) {
 
 asio::awaitable<void> Migration::check_peer() {
     co_await agent_.start();
+    if (vm_.network.mode == NetworkSpec::Mode::automatic && hypervisor_->has_memory() &&
+        !leads_home_) {
+        co_await choose_network();
+    }
     Json params{{"vm", vm_description()}, {"disk_only", options_.disk_only}};
     add_bases(params);
-    const Json answer = co_await agent_.call("check", std::move(params), call_patience);
+    Json answer;
+    try {
+        answer = co_await agent_.call("check", std::move(params), call_patience);
+    } catch (const Error& error) {
+        if (error.kind() != ErrorKind::refused || network_why_.empty()) {
+            throw;
+        }
+        throw Error(ErrorKind::refused,
+                    fmt::format("{} (network.mode = \"auto\" has chosen \"{}\": {}; \"tunnel\", "
+                                "\"stretched\" or \"none\" in {} decides it otherwise)",
+                                error.what(),
+                                stretched_ ? "stretched" : "tunnel",
+                                network_why_,
+                                vm_.path));
+    }
     burn_above(read_check(answer, report_.generation));
     if (leads_home_ && !read_at_home(answer)) {
         throw Error(ErrorKind::refused,
@@ -191,12 +209,62 @@ asio::awaitable<void> Migration::look_for_tunnels() {
     }
     std::function<void()> work = [this] {
         leads_home_ = has_tunnel(tunnel_ends(vm_.name), false);
-        wants_tunnel_ = vm_.network.tunnel && !leads_home_;
+        wants_tunnel_ = vm_.network.mode == NetworkSpec::Mode::tunnel && !leads_home_;
+        stretched_ = vm_.network.mode == NetworkSpec::Mode::stretched && !leads_home_;
         if (wants_tunnel_) {
             check_home_ends(vm_);
         }
     };
     co_await on_a_thread(std::move(work));
+}
+
+// The destination asks for the VM, while it runs here, and we hear whether that comes here.
+asio::awaitable<SegmentEvidence> Migration::compare_segments(std::vector<NicSpec> nics) {
+    const auto nonce = tunnel::parse_nonce(random_hex(sizeof(tunnel::Nonce)));
+    std::vector<std::string> macs;
+    for (const NicSpec& nic : nics) {
+        macs.push_back(nic.mac);
+    }
+    SegmentWatch watch(nics);
+    Json description = vm_description();
+    description["stretched"] = true;
+    Json params{{"vm", std::move(description)}, {"nonce", tunnel::to_text(*nonce)}};
+    const Json answer = co_await agent_.call("segment", std::move(params), call_patience);
+    SegmentEvidence evidence;
+    evidence.answered = read_segment(answer, macs);
+    std::function<void()> work = [&] { evidence.heard = watch.heard(*nonce); };
+    co_await on_a_thread(std::move(work));
+    co_return evidence;
+}
+
+asio::awaitable<void> Migration::choose_network() {
+    const std::vector<NicSpec> nics = addressed(vm_.nics);
+    std::optional<SegmentEvidence> evidence;
+    NetworkChoice choice;
+    try {
+        evidence = co_await compare_segments(nics);
+    } catch (const Error& error) {
+        const std::initializer_list<ErrorKind> lost{
+            ErrorKind::peer, ErrorKind::timeout, ErrorKind::cancelled};
+        if (std::find(lost.begin(), lost.end(), error.kind()) != lost.end()) {
+            throw;
+        }
+        choice.why =
+            fmt::format("whether both sites are one segment can't be told: {}", error.what());
+    }
+    if (evidence) {
+        choice = ::drover::choose_network(nics, *evidence);
+    }
+    stretched_ = choice.stretched;
+    wants_tunnel_ = !choice.stretched;
+    network_why_ = choice.why;
+    say("info",
+        fmt::format("network.mode = \"auto\": {}: {}",
+                    stretched_ ? "stretched" : "a tunnel",
+                    network_why_));
+    if (wants_tunnel_) {
+        check_home_ends(vm_);
+    }
 }
 
 // --- prepare: the destination's disks, and a stream to each

@@ -10,6 +10,7 @@
 #include "migrator/peer_agent.h"
 #include "migrator/recovery.h"
 #include "migrator/report.h"
+#include "migrator/segment.h"
 #include "migrator/source_disk.h"
 
 #include <memory>
@@ -71,6 +72,8 @@ private:
     void add_bases(Json& params) const;
     asio::awaitable<void> incoming();
     asio::awaitable<void> look_for_tunnels();
+    asio::awaitable<void> choose_network();
+    asio::awaitable<SegmentEvidence> compare_segments(std::vector<NicSpec> nics);
     asio::awaitable<void> open_tunnels();
     asio::awaitable<void> show_memory();
     asio::awaitable<void> watch_memory();
@@ -136,6 +139,8 @@ private:
     bool agent_prepared_ = false;      // a refusal is owed, whatever came back
     std::string data_address_, psk_key_;
     bool wants_tunnel_ = false; // to be opened by this migration
+    bool stretched_ = false;    // or the segment is to be told
+    std::string network_why_;   // why network.mode = "auto" has chosen it; else empty
     bool leads_home_ = false;   // there are tunnels to the site that the VM came from
     Prepared prepared_;         // by disk, as the next ones
     std::vector<Json> targets_; // where its stream goes

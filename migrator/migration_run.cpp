@@ -287,6 +287,9 @@ Json Migration::vm_description() const {
     if (wants_tunnel_) {
         described["tunnel"] = true;
     }
+    if (stretched_) {
+        described["stretched"] = true;
+    }
     return described;
 }
 

@@ -100,6 +100,9 @@ std::string Paths::tunnel_name(const std::string& vm, size_t nic) {
 std::string Paths::tunnel_control(const std::string& name) const {
     return run + "/" + name + "/tunnel.ctl";
 }
+std::string Paths::announcer_control(const std::string& name) const {
+    return run + "/" + name + "/announce.ctl";
+}
 std::string Paths::tunnel_state(const std::string& name) const {
     return run + "/" + name + "/tunnel.state";
 }

@@ -35,6 +35,7 @@ struct Paths {
     // The one of NIC `nic` of the VM: its files are in RUN/NAME.
     static std::string tunnel_name(const std::string& vm, size_t nic); // VM.nicN
     std::string tunnel_control(const std::string& name) const;         // RUN/NAME/tunnel.ctl
+    std::string announcer_control(const std::string& name) const;      // RUN/NAME/announce.ctl
     std::string tunnel_state(const std::string& name) const;           // RUN/NAME/tunnel.state
     std::string tunnel_log(const std::string& vm) const;               // STATE/VM/tunnel.log
     std::string migrate_socket(const std::string& vm) const; // RUN/VM/migrate.sock: its coordinator

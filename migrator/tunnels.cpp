@@ -5,6 +5,7 @@
 #include "common/secrets.h"
 #include "migrator/ctl.h"
 #include "migrator/paths.h"
+#include "migrator/segment.h"
 #include "tunnel/core/put_up.h"
 
 #include <algorithm>
@@ -290,15 +291,15 @@ std::string dial_address(const std::string& host, uint16_t port) {
                                                   : fmt::format("[{}]:{}", address, port);
 }
 
+} // namespace
+
 const std::string& home_bridge(const NicSpec& nic) {
     return nic.home_bridge.empty() ? nic.bridge : nic.home_bridge;
 }
 
-} // namespace
-
-std::vector<TunnelEnd> tunnel_ends(const std::string& vm) {
+std::vector<std::string> nic_folders(const std::string& vm) {
     const std::string prefix = Paths::tunnel_name(vm, 0).substr(0, vm.size() + 4); // "VM.nic"
-    std::vector<std::pair<size_t, TunnelEnd>> found;
+    std::vector<std::pair<size_t, std::string>> found;
     std::error_code ignored; // a folder that is not there has none
     for (const auto& entry : fs::directory_iterator(paths().run, ignored)) {
         const std::string name = entry.path().filename();
@@ -309,15 +310,22 @@ std::vector<TunnelEnd> tunnel_ends(const std::string& vm) {
             name != Paths::tunnel_name(vm, nic)) {
             continue;
         }
-        if (auto end = look_at(name)) {
-            found.emplace_back(nic, std::move(*end));
-        }
+        found.emplace_back(nic, name);
     }
-    std::sort(
-        found.begin(), found.end(), [](const auto& a, const auto& b) { return a.first < b.first; });
+    std::sort(found.begin(), found.end());
+    std::vector<std::string> names;
+    for (auto& [nic, name] : found) {
+        names.push_back(std::move(name));
+    }
+    return names;
+}
+
+std::vector<TunnelEnd> tunnel_ends(const std::string& vm) {
     std::vector<TunnelEnd> ends;
-    for (auto& [nic, end] : found) {
-        ends.push_back(std::move(end));
+    for (const std::string& name : nic_folders(vm)) {
+        if (auto end = look_at(name)) {
+            ends.push_back(std::move(*end));
+        }
     }
     return ends;
 }
@@ -421,7 +429,10 @@ void wait_for_links(const std::string& vm, std::chrono::seconds patience) {
 }
 
 asio::awaitable<void> let_tunnels_go(std::string vm) {
-    std::function<void()> work = [vm] { with_each_end(vm, let_go); };
+    std::function<void()> work = [vm] {
+        stop_announcers(vm);
+        with_each_end(vm, let_go);
+    };
     co_await on_a_thread(std::move(work));
 }
 
@@ -437,6 +448,9 @@ asio::awaitable<void> wait_for_kept_frames(std::string vm) {
 
 asio::awaitable<void> settle_tunnels(std::string vm, bool here) {
     std::function<void()> work = [vm, here] {
+        if (!here) {
+            stop_announcers(vm);
+        }
         with_each_end(vm, [here](const TunnelEnd& end) { settle(end, here); });
     };
     co_await on_a_thread(std::move(work));

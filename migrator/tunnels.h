@@ -8,6 +8,9 @@
 //   home       divert             rollback            rollback, close / stays diverted
 //   away       hold               resume              stays resumed   / close
 //
+// Where the VM's sites are one segment there is no tunnel, but whoever has it run may tell that
+// segment for a while (segment.h): until it is let go, or is not here.
+//
 // Every call but those that give an awaitable blocks, and throws Error.
 #pragma once
 
@@ -25,6 +28,11 @@ struct TunnelEnd {
     nlohmann::json status; // as it says it; null: its process does not answer
     std::string error;     // then: why
 };
+
+// The folders of the VM's NICs in $DROVER_RUN, by their names, VM.nicN, in the NICs' order.
+std::vector<std::string> nic_folders(const std::string& vm);
+// The bridge of this host that it is attached to.
+const std::string& home_bridge(const NicSpec& nic);
 
 // Those of which something is here. The order is that of the NICs.
 std::vector<TunnelEnd> tunnel_ends(const std::string& vm);

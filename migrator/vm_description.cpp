@@ -126,11 +126,15 @@ NicSpec check_nic(const SiteConfig& site, const Json& params) {
     return nic;
 }
 
-void check_carried(const SiteConfig& site, const NicSpec& nic) {
+// `setting`: of this site, whose addresses a NIC may have; empty `networks`: any.
+void check_addresses(const SiteConfig& site,
+                     const NicSpec& nic,
+                     const std::vector<std::string>& networks,
+                     const std::string& setting) {
     if (std::max({nic.addresses.size(), nic.gateways.size(), nic.link_locals.size()}) >
         site.limits.addresses) {
         refuse(fmt::format("NIC {} has {} addresses, {} gateways and {} link-local addresses: "
-                           "limits.addresses of {} allows {} of each in a tunnel",
+                           "limits.addresses of {} allows {} of each",
                            nic.mac,
                            nic.addresses.size(),
                            nic.gateways.size(),
@@ -140,14 +144,14 @@ void check_carried(const SiteConfig& site, const NicSpec& nic) {
     }
     for (const std::string& address : nic.addresses) {
         const tunnel::Ip ip = tunnel::parse_prefix(address).value().address;
-        const bool allowed = std::any_of(
-            site.tunnel.networks.begin(), site.tunnel.networks.end(), [&](const auto& network) {
+        const bool allowed =
+            std::any_of(networks.begin(), networks.end(), [&](const auto& network) {
                 return tunnel::parse_prefix(network).value().covers(ip);
             });
-        if (!site.tunnel.networks.empty() && !allowed) {
-            refuse(fmt::format("the VM wants to keep {} by a tunnel: tunnel.networks of {} does "
-                               "not allow it",
+        if (!networks.empty() && !allowed) {
+            refuse(fmt::format("the VM wants to keep {}: {} of {} does not allow it",
                                address,
+                               setting,
                                site.path));
         }
     }
@@ -161,8 +165,24 @@ void check_tunnel(const SiteConfig& site, const VmDescription& vm) {
     }
     for (size_t i = 0; i < vm.nics.size(); ++i) {
         if (!vm.nics[i].addresses.empty()) {
-            check_carried(site, vm.nics[i]);
+            check_addresses(site, vm.nics[i], site.tunnel.networks, "tunnel.networks");
             tunnel_port(site, vm, i);
+        }
+    }
+}
+
+// Likewise, that it stays in its segment.
+void check_stretched(const SiteConfig& site, const VmDescription& vm) {
+    if (!site.stretched.allowed) {
+        refuse(fmt::format("the VM is to stay in its segment: {} has no [stretched]", site.path));
+    }
+    for (const NicSpec& nic : vm.nics) {
+        if (nic.addresses.empty()) {
+            continue;
+        }
+        check_addresses(site, nic, site.stretched.networks, "stretched.networks");
+        if (nic.bridge.empty()) {
+            refuse(fmt::format("the VM is to stay in its segment: NIC {} has no bridge", nic.mac));
         }
     }
 }
@@ -245,7 +265,7 @@ VmDescription check_description(const SiteConfig& site, const Json& vm, bool dis
     if (!vm.is_object()) {
         throw Error(ErrorKind::usage, "parameter 'vm': an object is expected");
     }
-    rpc::only_params(vm, {"name", "hypervisor", "disks", "nics", "values", "tunnel"});
+    rpc::only_params(vm, {"name", "hypervisor", "disks", "nics", "values", "tunnel", "stretched"});
     VmDescription found;
     found.name = rpc::string_param(vm, "name");
     found.hypervisor = rpc::string_param(vm, "hypervisor");
@@ -288,6 +308,13 @@ VmDescription check_description(const SiteConfig& site, const Json& vm, bool dis
     found.tunnel = rpc::bool_param(vm, "tunnel", false);
     if (found.tunnel) {
         check_tunnel(site, found);
+    }
+    found.stretched = rpc::bool_param(vm, "stretched", false);
+    if (found.stretched && found.tunnel) {
+        refuse("the VM wants a tunnel, and to stay in its segment");
+    }
+    if (found.stretched) {
+        check_stretched(site, found);
     }
     return found;
 }

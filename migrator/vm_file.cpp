@@ -137,13 +137,27 @@ NicSpec read_nic(ConfigTable& table) {
     return nic;
 }
 
+using NetworkMode = NetworkSpec::Mode;
+constexpr std::pair<NetworkMode, std::string_view> network_modes[] = {
+    {NetworkMode::none, "none"},
+    {NetworkMode::tunnel, "tunnel"},
+    {NetworkMode::stretched, "stretched"},
+    {NetworkMode::automatic, "auto"},
+};
+
 NetworkSpec read_network(ConfigTable& table, const VmFile& vm) {
     NetworkSpec network;
     const std::string mode = table.string("mode").value_or("none");
-    if (mode != "none" && mode != "tunnel") {
-        table.fail("mode", fmt::format("\"tunnel\" or \"none\" is expected, not \"{}\"", mode));
+    const auto known = std::find_if(std::begin(network_modes),
+                                    std::end(network_modes),
+                                    [&](const auto& each) { return each.second == mode; });
+    if (known == std::end(network_modes)) {
+        table.fail("mode",
+                   fmt::format("\"auto\", \"tunnel\", \"stretched\" or \"none\" is expected, not "
+                               "\"{}\"",
+                               mode));
     }
-    network.tunnel = mode == "tunnel";
+    network.mode = known->first;
     network.keep = table.string("keep").value_or(network.keep);
     if (!tunnel::parse_keep(network.keep)) {
         table.fail("keep",
@@ -158,18 +172,30 @@ NetworkSpec read_network(ConfigTable& table, const VmFile& vm) {
             fmt::format("a time such as \"2h\" is expected, not \"{}\"", network.keep_at_least));
     }
     table.only_known();
-    if (!network.tunnel) {
+    if (network.mode == NetworkMode::none) {
         return network;
     }
     if (vm.hypervisor == "none") {
-        table.fail("mode", "a tunnel is not for hypervisor \"none\": its VM does not move");
+        table.fail(
+            "mode",
+            fmt::format("\"{}\" is not for hypervisor \"none\": its VM does not move", mode));
     }
     const auto carried = [](const NicSpec& nic) { return !nic.addresses.empty(); };
     if (std::none_of(vm.nics.begin(), vm.nics.end(), carried)) {
-        table.fail("mode", "a tunnel needs a [[nic]] with 'addresses'");
+        table.fail("mode", fmt::format("\"{}\" needs a [[nic]] with 'addresses'", mode));
     }
     for (const NicSpec& nic : vm.nics) {
-        if (carried(nic) && nic.bridge.empty() && nic.home_bridge.empty()) {
+        if (!carried(nic)) {
+            continue;
+        }
+        if (network.mode != NetworkMode::tunnel && nic.bridge.empty()) {
+            table.fail("mode",
+                       fmt::format("\"{}\" needs the bridge at the other site that NIC {} is "
+                                   "attached to: its 'bridge'",
+                                   mode,
+                                   nic.mac));
+        }
+        if (nic.bridge.empty() && nic.home_bridge.empty()) {
             table.fail("mode",
                        fmt::format("a tunnel needs the bridge that NIC {} is attached to here: its "
                                    "'home-bridge', or 'bridge'",
@@ -466,8 +492,13 @@ std::string to_toml(const VmFile& vm) {
             text += fmt::format("home-bridge = {}\n", quoted(nic.home_bridge));
         }
     }
-    if (vm.network.tunnel) {
-        text += fmt::format("\n[network]\nmode = \"tunnel\"\nkeep = {}\nkeep-at-least = {}\n",
+    if (vm.network.mode != NetworkMode::none) {
+        const auto* const mode =
+            std::find_if(std::begin(network_modes), std::end(network_modes), [&](const auto& each) {
+                return each.first == vm.network.mode;
+            });
+        text += fmt::format("\n[network]\nmode = \"{}\"\nkeep = {}\nkeep-at-least = {}\n",
+                            mode->second,
                             quoted(vm.network.keep),
                             quoted(vm.network.keep_at_least));
     }

@@ -46,7 +46,8 @@ struct VmDescription {
     std::vector<Disk> disks;
     std::vector<NicSpec> nics;
     std::map<std::string, std::string> values;
-    bool tunnel = false; // it wants one for each NIC with addresses
+    bool tunnel = false;    // it wants one for each NIC with addresses
+    bool stretched = false; // the segments of these are to be told that it is here
 };
 
 // Checks every part of it against this site's patterns and limits. With disk_only no template

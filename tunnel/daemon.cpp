@@ -7,17 +7,16 @@
 #include "tunnel/core/rules.h"
 #include "tunnel/helper.h"
 #include "tunnel/log.h"
+#include "tunnel/setup.h"
 #include "tunnel/tap.h"
 
 #include <chrono>
-#include <filesystem>
 
 #include <fmt/format.h>
 
 #include <grp.h>
 #include <pwd.h>
 #include <signal.h>
-#include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -83,25 +82,6 @@ void become(const User& user) {
     forbid_foreign_calls();
 }
 
-UniqueFd signals() {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGTERM);
-    sigaddset(&set, SIGINT);
-    if (::sigprocmask(SIG_BLOCK, &set, nullptr) != 0) {
-        throw_errno("signals");
-    }
-    return UniqueFd(::signalfd(-1, &set, SFD_CLOEXEC | SFD_NONBLOCK));
-}
-
-void make_folder(const std::string& folder) {
-    std::error_code error;
-    std::filesystem::create_directories(folder, error);
-    if (error) {
-        throw Error(ErrorKind::io, fmt::format("{}: {}", folder, error.message()));
-    }
-}
-
 // What an earlier process of this tunnel left.
 std::optional<PutUp> what_is_left(const TunnelFiles& files, const PutUp& now) {
     const auto bytes = read_whole_file(files.state);
@@ -123,7 +103,7 @@ class Daemon : private Surroundings {
 public:
     explicit Daemon(DaemonOptions options)
         : options_(std::move(options)), files_(TunnelFiles::of(options_.name)),
-          signals_(signals()) {
+          signals_(termination_signals()) {
         const User user = find_user(options_.user);
         require_root();
         PutUp put_up{options_.name,

@@ -212,7 +212,7 @@ TunnelFiles TunnelFiles::of(const std::string& tunnel) {
     const char* const run = std::getenv("DROVER_RUN");
     const std::string folder =
         std::filesystem::absolute(run != nullptr ? run : "/run/drover") / tunnel;
-    return {folder, folder + "/tunnel.state", folder + "/tunnel.ctl"};
+    return {folder, folder + "/tunnel.state", folder + "/tunnel.ctl", folder + "/announce.ctl"};
 }
 
 Helper::Helper(const HelperOptions& options) {

@@ -12,9 +12,10 @@
 namespace drover::tunnel {
 
 struct TunnelFiles {
-    std::string folder; // RUN/NAME
-    std::string state;  // tunnel.state in it
-    std::string socket; // tunnel.ctl in it
+    std::string folder;    // RUN/NAME
+    std::string state;     // tunnel.state in it
+    std::string socket;    // tunnel.ctl in it
+    std::string announcer; // announce.ctl in it: there may be one without a tunnel
 
     // $DROVER_RUN (default /run/drover). Throws Error(usage) for a name that is no plain file name.
     static TunnelFiles of(const std::string& tunnel);

@@ -2,6 +2,7 @@
 #include "common/error.h"
 #include "common/secrets.h"
 #include "common/unique_fd.h"
+#include "tunnel/announcer.h"
 #include "tunnel/control_socket.h"
 #include "tunnel/daemon.h"
 #include "tunnel/helper.h"
@@ -22,11 +23,11 @@ constexpr int exit_failed = 1, exit_usage = 2;
 
 // What home and away are told, as text.
 struct Arguments {
-    std::string name, at, address, mac, keep = "until-idle", keep_at_least = "2h";
+    std::string name, at, port, address, mac, keep = "until-idle", keep_at_least = "2h";
     std::vector<std::string> addresses, gateways, link_locals;
     std::string psk_file, user = "nobody", hold_age = "60";
     int psk_fd = -1, listen_fd = -1;
-    bool restart = false, certain = false;
+    bool restart = false, certain = false, stop = false;
     uint64_t hold_bytes = HoldLimits{}.bytes;
 };
 
@@ -112,6 +113,18 @@ DaemonOptions options_of(const Arguments& arguments, Role role) {
     return options;
 }
 
+int announce(const Arguments& arguments) {
+    if (arguments.stop) {
+        fmt::print("{}\n", stop_announcer(arguments.name) ? "stopped" : "none was there");
+        return 0;
+    }
+    if (arguments.at.empty() || arguments.mac.empty() || arguments.addresses.empty()) {
+        throw Error(ErrorKind::usage, "announce: --bridge, --mac and --address are required");
+    }
+    run_announcer({arguments.name, arguments.at, arguments.port, nic_of(arguments)});
+    return 0;
+}
+
 void add_common(CLI::App& command, Arguments& arguments) {
     command.add_option("NAME", arguments.name, "of the tunnel, here")->required();
     command.add_option("--mac", arguments.mac, "of the VM's interface")->required();
@@ -162,6 +175,15 @@ int run(int argc, char** argv) {
         ->capture_default_str();
     away->add_option("--hold-age", arguments.hold_age, "and not longer")->capture_default_str();
 
+    auto* const announced =
+        app.add_subcommand("announce", "tells the VM's segment that it is here now; no tunnel");
+    announced->add_option("NAME", arguments.name, "of the NIC, here")->required();
+    announced->add_option("--bridge", arguments.at, "where it is told");
+    announced->add_option("--port", arguments.port, "the VM's own, of that bridge");
+    announced->add_option("--mac", arguments.mac, "of the VM's interface");
+    announced->add_option("--address", arguments.addresses, "ADDRESS/LENGTH of it; repeat it");
+    announced->add_flag("--stop", arguments.stop, "ends one that runs");
+
     auto* const rollback = app.add_subcommand(
         "rollback", "home: the VM stays or is back here; what was kept comes back");
     rollback->add_option("NAME", arguments.name)->required();
@@ -181,6 +203,9 @@ int run(int argc, char** argv) {
         app.parse(argc, argv);
     } catch (const CLI::ParseError& error) {
         return app.exit(error) == 0 ? 0 : exit_usage;
+    }
+    if (announced->parsed()) {
+        return announce(arguments);
     }
     if (away->parsed() && listen->count() + listen_fd->count() == 0) {
         throw Error(ErrorKind::usage, "away: --listen or --listen-fd is required");

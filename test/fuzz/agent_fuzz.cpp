@@ -18,6 +18,8 @@ const SiteConfig& site() {
     static const SiteConfig config = parse_site_config(R"(
         images = "/images"
         bridges = ["br0"]
+        [stretched]
+        networks = ["10.0.0.0/8", "2001:db8::/32"]
         [limits]
         disks = 2
         disk-size = "1G"
@@ -54,6 +56,7 @@ void check_vm(const Json& params) {
     FUZZ_CHECK(vm.nics.size() <= 1);
     for (const NicSpec& nic : vm.nics) {
         FUZZ_CHECK(valid_mac(nic.mac) && (nic.bridge.empty() || nic.bridge == "br0"));
+        FUZZ_CHECK(!vm.stretched || nic.addresses.empty() || nic.bridge == "br0");
     }
     if (disk_only || vm.hypervisor != "qemu") {
         return;

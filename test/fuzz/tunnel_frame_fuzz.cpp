@@ -4,6 +4,7 @@
 #include "test/fuzz/check.h"
 #include "tunnel/core/flow_table.h"
 #include "tunnel/core/responder.h"
+#include "tunnel/core/segment.h"
 #include "tunnel/core/tcp_rewrite.h"
 
 using namespace drover::tunnel;
@@ -46,6 +47,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         const IpPacket& ip = *parsed->ip;
         FUZZ_CHECK(ip.payload <= ip.end && ip.end <= size);
         FUZZ_CHECK(!to_vm || !nic.has_address(ip.source));
+        FUZZ_CHECK(!ip.dhcp || (ip.protocol == ip_udp && !ip.fragment));
+        FUZZ_CHECK(!parsed->destination.is_group() || !ip.dhcp || !(from_vm || to_vm) ||
+                   ip.dhcp->client == nic.mac);
         const bool right = transport_sum(frame, ip) == 0;
         if (clamp_mss(frame, *parsed, 600)) {
             FUZZ_CHECK(frame.size() == size);
@@ -57,6 +61,8 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         flows.seen(*parsed, from_vm, size, ++now);
         FUZZ_CHECK(flows.count() <= 100);
     }
+    FUZZ_CHECK(!is_answer(nic, *parsed) || parsed->source == nic.mac);
+    carries(frame, Nonce{});
     if (const auto answer = answer_for(nic, *parsed)) {
         FUZZ_CHECK(filter.from_vm(*parse_frame(*answer)));
     }

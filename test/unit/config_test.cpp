@@ -109,7 +109,7 @@ TEST_CASE("a mistake is told with file, line, key and what was expected") {
     CHECK(refused("\n\nimage = \"/srv\"\n") ==
           "drover.toml:3: 'image': unknown key; known here: "
           "agent-writes, bridges, hypervisor, images, limits, listen, "
-          "ports, socket-group, socket-mode, timeouts, tunnel");
+          "ports, socket-group, socket-mode, stretched, timeouts, tunnel");
     CHECK(refused("images = 3") == "drover.toml:1: 'images': a string is expected, not a number");
     CHECK(refused("images = \"srv\"") ==
           "drover.toml:1: 'images': an absolute path is expected, not \"srv\"");
@@ -131,6 +131,11 @@ TEST_CASE("a mistake is told with file, line, key and what was expected") {
               .starts_with("drover.toml:2: 'tunnel.port': '{disk.index}' is no placeholder here"));
     CHECK(refused("[tunnel]\nport = \"t\"\nnetworks = [\"10.1.0.0\"]")
               .starts_with("drover.toml:3: 'tunnel.networks': networks such as"));
+    CHECK(refused("[stretched]\nnetworks = [\"10.1.0.0\"]")
+              .starts_with("drover.toml:2: 'stretched.networks': networks such as"));
+    CHECK(refused("[stretched]\nbridge = \"br0\"").find("unknown key") != std::string::npos);
+    CHECK(parse_site_config("[stretched]", "drover.toml").stretched.allowed);
+    CHECK_FALSE(parse_site_config("", "drover.toml").stretched.allowed);
     CHECK(refused("limits = 1") == "drover.toml:1: 'limits': a table is expected, not a number");
     CHECK(refused("[hypervisor.xyz]\ncommand = [\"a\"]")
               .starts_with("drover.toml:1: 'hypervisor.xyz': unknown key"));

@@ -128,8 +128,8 @@ TEST_CASE("a tunnel is for sites that have a port for it, and for the networks t
     site.tunnel = {"tap0", {"10.1.0.0/16"}};
     CHECK(refusal() == "not refused");
     vm["nics"][0]["addresses"].push_back("2001:db8::10/64");
-    CHECK(refusal() == "the VM wants to keep 2001:db8::10/64 by a tunnel: tunnel.networks of "
-                       "drover.toml does not allow it");
+    CHECK(refusal() == "the VM wants to keep 2001:db8::10/64: tunnel.networks of drover.toml does "
+                       "not allow it");
     site.limits.addresses = 1;
     CHECK(refusal().find("limits.addresses of drover.toml allows 1") != std::string::npos);
     vm["nics"][0]["gateways"] = Json::array({"fe80::1%eth0"});
@@ -137,6 +137,36 @@ TEST_CASE("a tunnel is for sites that have a port for it, and for the networks t
     vm["tunnel"] = 1;
     vm["nics"][0].erase("gateways");
     CHECK(refusal().find("'tunnel'") != std::string::npos);
+}
+
+TEST_CASE("a VM stays in its segment only where the site says so, for the networks it says") {
+    SiteConfig site = site_with_qemu();
+    Json vm = good();
+    const auto refusal = [&] {
+        try {
+            check_description(site, vm, false);
+        } catch (const Error& error) {
+            return std::string(error.what());
+        }
+        return std::string("not refused");
+    };
+    vm["stretched"] = true;
+    CHECK(refusal() == "the VM is to stay in its segment: drover.toml has no [stretched]");
+    site.stretched.allowed = true;
+    CHECK(check_description(site, vm, false).stretched);
+    site.stretched.networks = {"10.2.0.0/16"};
+    CHECK(refusal().find(": stretched.networks of drover.toml does not allow it") !=
+          std::string::npos);
+    site.stretched.networks.clear();
+    site.hypervisors["qemu"].nic_arguments.clear(); // which may want it too
+    vm["nics"][0].erase("bridge");
+    CHECK(refusal().find("has no bridge") != std::string::npos);
+    vm = good();
+    vm["stretched"] = vm["tunnel"] = true;
+    site.tunnel.port = "tap0";
+    CHECK(refusal() == "the VM wants a tunnel, and to stay in its segment");
+    vm["stretched"] = "yes";
+    CHECK(refusal().find("'stretched'") != std::string::npos);
 }
 
 TEST_CASE("for disks alone no template is needed, and the rest is not looked at") {

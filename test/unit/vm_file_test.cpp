@@ -65,7 +65,7 @@ TEST_CASE("to_toml gives a text that reads back to the same") {
                 {"fe80::77"},
                 "br-here"},
                {"02:00:00:00:00:11", "", {}}};
-    vm.network = {true, "12h", "10m"};
+    vm.network = {NetworkSpec::Mode::tunnel, "12h", "10m"};
     vm.values = {{"memory", "2G"}, {"cpus", "4"}};
     vm.local = {{"qmp", "/run/q"}};
     vm.hooks.pre_check = {"true"};
@@ -78,7 +78,7 @@ TEST_CASE("to_toml gives a text that reads back to the same") {
     CHECK(back.nics[0].gateways == vm.nics[0].gateways);
     CHECK(back.nics[0].link_locals == vm.nics[0].link_locals);
     CHECK(back.nics[0].home_bridge == "br-here");
-    CHECK(back.network.tunnel);
+    CHECK(back.network.mode == NetworkSpec::Mode::tunnel);
     CHECK(back.network.keep == "12h");
     CHECK(back.network.keep_at_least == "10m");
     CHECK(back.values == vm.values);
@@ -105,8 +105,17 @@ TEST_CASE("a tunnel needs a VM that moves, an address and a bridge here") {
     CHECK(with("qemu", "bridge = \"br0\"", tunnel).ends_with("needs a [[nic]] with 'addresses'"));
     CHECK(with("qemu", "addresses = [\"10.1.0.10/24\"]", tunnel).find("'home-bridge'") !=
           std::string::npos);
-    CHECK(with("qemu", nic, "mode = \"auto\"").find("\"tunnel\" or \"none\" is expected") !=
-          std::string::npos);
+    CHECK(with("qemu", nic, "mode = \"routed\"")
+              .ends_with("\"auto\", \"tunnel\", \"stretched\" or \"none\" is expected, not "
+                         "\"routed\""));
+    CHECK(with("qemu", nic, "mode = true").find("'network.mode'") != std::string::npos);
+    for (const char* mode : {"mode = \"auto\"", "mode = \"stretched\""}) {
+        CHECK(with("qemu", nic, mode) == "not refused");
+        CHECK(with("none", nic, mode).find("its VM does not move") != std::string::npos);
+        CHECK(with("qemu", "bridge = \"br0\"", mode).ends_with("needs a [[nic]] with 'addresses'"));
+        CHECK(with("qemu", "home-bridge = \"br0\"\naddresses = [\"10.1.0.10/24\"]", mode)
+                  .ends_with("that NIC 02:00:00:00:00:10 is attached to: its 'bridge'"));
+    }
     CHECK(with("qemu", nic, "keep = \"soon\"").find("'network.keep'") != std::string::npos);
     CHECK(with("qemu", nic, "keep-at-least = \"forever\"").find("'network.keep-at-least'") !=
           std::string::npos);

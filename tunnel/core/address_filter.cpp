@@ -8,7 +8,9 @@
 namespace drover::tunnel {
 namespace {
 
-constexpr uint8_t nd_router_solicit = 133, nd_redirect = 137;
+constexpr uint8_t nd_redirect = 137;
+
+const Ip all_hosts{4, {255, 255, 255, 255}};
 
 bool is_nd(const IpPacket& ip) {
     return ip.protocol == ip_icmpv6 && ip.source.version == 6 &&
@@ -69,6 +71,12 @@ std::optional<Mac> mac_in_identity(std::string_view identity) {
                                       : std::nullopt;
 }
 
+bool AddressFilter::has_ipv6() const {
+    return std::any_of(nic_.addresses.begin(), nic_.addresses.end(), [](const Prefix& prefix) {
+        return prefix.address.version == 6;
+    });
+}
+
 bool AddressFilter::from_vm(const Parsed& frame) const {
     if (frame.source != nic_.mac) {
         return false;
@@ -85,10 +93,34 @@ bool AddressFilter::from_vm(const Parsed& frame) const {
     if (is_nd(*frame.ip)) {
         return nd_from_vm(*frame.ip);
     }
-    return !frame.destination.is_group() && nic_.has_address(frame.ip->source);
+    if (frame.destination.is_group()) {
+        return frame.ip->dhcp && dhcp_from_vm(*frame.ip);
+    }
+    return nic_.has_address(frame.ip->source);
+}
+
+// About a lease of an old address, to all: rebinding, or asking for it again after a restart.
+bool AddressFilter::dhcp_from_vm(const IpPacket& ip) const {
+    const DhcpMessage& dhcp = *ip.dhcp;
+    const bool known = dhcp.type == DhcpMessage::request || dhcp.type == DhcpMessage::decline ||
+                       dhcp.type == DhcpMessage::release || dhcp.type == DhcpMessage::inform;
+    return known && dhcp.from_client && dhcp.client == nic_.mac && ip.destination == all_hosts &&
+           (ip.source.is_unspecified() || nic_.has_address(ip.source)) &&
+           (nic_.has_address(dhcp.client_ip) ||
+            (dhcp.requested && nic_.has_address(*dhcp.requested)));
+}
+
+// Its answer, where that goes to all: the address, or that the VM has to give it up.
+bool AddressFilter::dhcp_to_vm(const IpPacket& ip) const {
+    const DhcpMessage& dhcp = *ip.dhcp;
+    return !dhcp.from_client && dhcp.client == nic_.mac && ip.destination == all_hosts &&
+           (nic_.has_address(dhcp.your_ip) || dhcp.type == DhcpMessage::nak);
 }
 
 bool AddressFilter::nd_from_vm(const IpPacket& ip) const {
+    if (ip.icmp_type == nd_router_solicit) {
+        return has_ipv6() && (ip.source.is_unspecified() || is_own(ip.source));
+    }
     if (!ip.nd_target || nic_.is_neighbour(ip.source)) {
         return false;
     }
@@ -117,6 +149,9 @@ bool AddressFilter::to_vm(const Parsed& frame) const {
     }
     if (is_nd(*frame.ip)) {
         return nd_to_vm(*frame.ip);
+    }
+    if (frame.ip->dhcp && dhcp_to_vm(*frame.ip)) {
+        return true;
     }
     return frame.destination == nic_.mac && nic_.has_address(frame.ip->destination);
 }

@@ -30,16 +30,20 @@ public:
     explicit AddressFilter(Nic nic) : nic_(std::move(nic)) {}
 
     // A frame that the VM sent, as the old segment may see it: from its MAC and an old address.
-    // Neighbour discovery only for its own addresses, or asking for its neighbours'.
+    // Neighbour discovery only for its own addresses, or asking for its neighbours' or for routers;
+    // to all, otherwise, only what DHCP says of a lease of an old address.
     bool from_vm(const Parsed& frame) const;
     // A frame for the VM: to an old address and its MAC, an answer to its questions, or a change of
-    // a neighbour's MAC that is told to all. Not one from its own MAC.
+    // a neighbour's MAC that is told to all, or a DHCP server's answer. Not one from its own MAC.
     bool to_vm(const Parsed& frame) const;
 
     const Nic& nic() const { return nic_; }
 
 private:
     bool is_own(const Ip& ip) const { return nic_.has_address(ip) || nic_.has_link_local(ip); }
+    bool has_ipv6() const;
+    bool dhcp_from_vm(const IpPacket& ip) const;
+    bool dhcp_to_vm(const IpPacket& ip) const;
     bool nd_from_vm(const IpPacket& ip) const;
     bool nd_to_vm(const IpPacket& ip) const;
 

@@ -66,7 +66,7 @@ size_t FlowTable::Hash::operator()(const Key& key) const {
 }
 
 void FlowTable::seen(const Parsed& frame, bool from_vm, size_t size, uint64_t now_ms) {
-    if (!frame.ip || frame.ip->nd_target) {
+    if (!frame.ip || frame.ip->nd_target || frame.ip->dhcp) { // no flows, and never over
         return;
     }
     const IpPacket& ip = *frame.ip;

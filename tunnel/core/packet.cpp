@@ -6,7 +6,7 @@
 namespace drover::tunnel {
 namespace {
 
-constexpr size_t arp_size = 28, ipv4_header = 20, ipv6_header = 40, tcp_header = 20;
+constexpr size_t arp_size = 28, ipv4_header = 20, ipv6_header = 40, tcp_header = 20, udp_header = 8;
 constexpr int most_extension_headers = 8;
 
 Mac mac_at(const uint8_t* at) {
@@ -40,6 +40,14 @@ std::optional<ArpPacket> parse_arp(Bytes bytes) {
     return arp;
 }
 
+bool is_dhcp(const IpPacket& ip) {
+    const bool from_client =
+        ip.source_port == dhcp_client_port && ip.destination_port == dhcp_server_port;
+    const bool from_server =
+        ip.source_port == dhcp_server_port && ip.destination_port == dhcp_client_port;
+    return ip.source.version == 4 && !ip.fragment && (from_client || from_server);
+}
+
 void parse_transport(Bytes frame, IpPacket& ip) {
     const uint8_t* const at = frame.data() + ip.payload;
     const size_t size = ip.end - ip.payload;
@@ -47,7 +55,7 @@ void parse_transport(Bytes frame, IpPacket& ip) {
     if (ip.protocol == ip_tcp && size >= tcp_header) {
         ip.has_ports = true;
         ip.tcp_flags = at[13];
-    } else if (ip.protocol == ip_udp && size >= 8) {
+    } else if (ip.protocol == ip_udp && size >= udp_header) {
         ip.has_ports = true;
     } else if (icmp && size >= 8) {
         ip.icmp_type = at[0];
@@ -65,6 +73,12 @@ void parse_transport(Bytes frame, IpPacket& ip) {
     if (ip.has_ports) {
         ip.source_port = get16(at);
         ip.destination_port = get16(at + 2);
+    }
+    if (ip.protocol == ip_udp && is_dhcp(ip)) {
+        const size_t length = get16(at + 4);
+        if (length >= udp_header && length <= size) {
+            ip.dhcp = parse_dhcp({at + udp_header, length - udp_header});
+        }
     }
 }
 

@@ -1,17 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What a frame says, as far as the tunnel looks: Ethernet, ARP, IPv4, IPv6 with its extension
-// headers, TCP, UDP, ICMP and neighbour discovery. Pure; any thread. Every field is read within the
-// bounds of the frame; what does not add up is not understood, and then not carried.
+// headers, TCP, UDP, ICMP, neighbour discovery and DHCPv4. Pure; any thread. Every field is read
+// within the bounds of the frame; what does not add up is not understood, and then not carried.
 #pragma once
 
-#include "tunnel/core/address.h"
+#include "tunnel/core/dhcp.h"
 
 namespace drover::tunnel {
 
 inline constexpr size_t ethernet_header = 14;
 inline constexpr uint16_t type_ipv4 = 0x0800, type_arp = 0x0806, type_ipv6 = 0x86dd;
 inline constexpr uint8_t ip_icmp = 1, ip_tcp = 6, ip_udp = 17, ip_icmpv6 = 58;
-inline constexpr uint8_t nd_router_advert = 134, nd_solicit = 135, nd_advert = 136;
+inline constexpr uint8_t nd_router_solicit = 133, nd_router_advert = 134, nd_solicit = 135,
+                         nd_advert = 136;
 namespace tcp_flag {
 inline constexpr uint8_t fin = 1, syn = 2, rst = 4, ack = 16;
 }
@@ -46,6 +47,8 @@ struct IpPacket {
     uint8_t tcp_flags = 0;
     uint8_t icmp_type = 0;       // 0 too where it is no ICMP
     std::optional<Ip> nd_target; // of a neighbour solicitation or advertisement
+    // IPv4, and whole: between the ports of a DHCP client and a server.
+    std::optional<DhcpMessage> dhcp;
 };
 
 struct Parsed {

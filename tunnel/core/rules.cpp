@@ -88,10 +88,20 @@ std::string away_rules(const std::string& table,
         chain += "    " + match + " " + verdict;
     };
     const std::string here = "counter drop\n";
+    const std::string transaction = "@th,96,32", from_server = "udp sport 67 udp dport 68 ";
     if (!texts.v4.empty()) {
         const std::string set = set_of(texts.v4);
         rule(from_vm, "ip saddr " + set, home);
         rule(from_vm, "arp saddr ip " + set, home);
+        // A client's first option is the type: a request. Not the answer to an offer of this site.
+        rule(from_vm,
+             "ip saddr 0.0.0.0 udp sport 68 udp dport 67 @th,1984,24 0x350103 " + transaction +
+                 " != @offered",
+             home);
+        rule(to_vm,
+             from_server + "@th,1984,24 0x350102",
+             "update @offered { " + transaction + " }\n");
+        rule(to_vm, from_server + "@th,1984,24 0x350106 " + transaction + " != @offered", here);
         rule(from_vm, "arp saddr ip 0.0.0.0 arp daddr ip " + set, home);
         rule(to_vm, "ip daddr " + set, here);
         rule(to_vm, "arp daddr ip " + set, here);
@@ -99,6 +109,8 @@ std::string away_rules(const std::string& table,
     }
     if (!texts.v6.empty()) {
         rule(from_vm, "ip6 saddr " + set_of(texts.v6), home);
+        rule(from_vm, "icmpv6 type nd-router-solicit", home);
+        rule(to_vm, "icmpv6 type nd-router-advert", here);
         rule(to_vm, "ip6 daddr " + set_of(texts.v6), here);
     }
     for (const std::string& target : texts.v6_targets) {
@@ -109,6 +121,9 @@ std::string away_rules(const std::string& table,
     }
     return remove_rules(table) +
            fmt::format("table netdev {0} {{\n"
+                       "  set offered {{\n" // DHCP transactions of this site
+                       "    typeof @th,96,32; flags dynamic, timeout; timeout 1m; size 256;\n"
+                       "  }}\n"
                        "  chain from_vm {{\n"
                        "    type filter hook ingress device \"{1}\" priority {3}; policy accept;\n"
                        "    ether saddr != {5} accept\n"
