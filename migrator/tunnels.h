@@ -13,6 +13,7 @@
 
 #include "migrator/async.h"
 #include "migrator/config.h"
+#include "migrator/finding.h"
 
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -41,6 +42,10 @@ struct TunnelKey {
     std::string user, key; // hexadecimal
 };
 
+// That the NIC is attached to at this host.
+const std::string& home_bridge(const NicSpec& nic);
+// What keeps any end from being started here: problems, or nothing.
+Findings tunnel_host_findings();
 // What keeps the home ends of the VM from being started here: Error(usage).
 void check_home_ends(const VmFile& vm);
 // Starts the home end of a NIC and returns when it answers. It outlives this process.
