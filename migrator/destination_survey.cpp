@@ -9,6 +9,7 @@
 #include "migrator/host_facts.h"
 #include "migrator/paths.h"
 #include "migrator/tunnels.h"
+#include "nbd-proxy/record_store.h"
 
 #include <algorithm>
 #include <filesystem>
@@ -144,6 +145,14 @@ void look_at_space(Findings& found, const std::vector<Need>& needs) {
     }
 }
 
+// Of an image that is there, or that has been set aside when the disk left: it is taken again.
+uint64_t bytes_there(const std::string& vm, const std::string& disk, const std::string& file) {
+    const auto record = peek_record(paths().disk_state(vm, disk));
+    const uint64_t aside =
+        record && !record->fenced_image.empty() ? allocated_bytes(record->fenced_image) : 0;
+    return std::max(allocated_bytes(file), aside);
+}
+
 void look_at_stores(Findings& found,
                     const std::vector<std::unique_ptr<DestinationDisk>>& disks,
                     const Vm& vm,
@@ -178,7 +187,7 @@ void look_at_stores(Findings& found,
         if (need == needs.end()) {
             need = needs.insert(needs.end(), Need{*space});
         }
-        const uint64_t there = allocated_bytes(file);
+        const uint64_t there = bytes_there(vm.name, disk.name, file);
         const auto known = used.find(disk.name);
         const uint64_t now = known == used.end() ? disk.size : std::min(known->second, disk.size);
         need->used += now - std::min(now, there);

@@ -166,6 +166,8 @@ expect 0 drover check vm "${there[@]}" --disk-only --detach --json
 no_problem
 expect 0 "${move[@]}"
 drover serve --stop vm
+# What it has left is there for its way back: 64 MiB without the 30 that it holds.
+finds 0 ok there images "the disks need 34" "$tmp/at" b drover check vm a --rsh "$tmp/at" --data-address 127.0.0.1
 "$tmp/at" b drover serve --stop vm
 
 # ---- a hypervisor and its network
