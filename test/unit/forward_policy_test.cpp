@@ -2,6 +2,8 @@
 #include "common/error.h"
 #include "migrator/forward_policy.h"
 
+#include <map>
+
 #include <doctest/doctest.h>
 
 using namespace drover;
@@ -77,13 +79,14 @@ TEST_CASE("the rule that is printed is the one that helps") {
 }
 
 TEST_CASE("Docker's and ufw's rules get the command of their tool") {
-    for (const auto& [chain, command] :
-         {std::pair("DOCKER-USER", "iptables -I DOCKER-USER -i br0 -o br0 -j ACCEPT"),
-          std::pair("ufw-before-forward", "ufw route allow in on br0 out on br0")}) {
+    const std::map<std::string, std::string> commands{
+        {"DOCKER-USER", "iptables -I DOCKER-USER -i br0 -o br0 -j ACCEPT"},
+        {"ufw-before-forward", "ufw route allow in on br0 out on br0"}};
+    for (const auto& each : commands) {
         Json rules = ruleset("ip", "drop", Json::array());
         rules["nftables"].push_back(
-            {{"chain", {{"family", "ip"}, {"table", "filter"}, {"name", chain}}}});
-        CHECK(dropping_chains(rules, "br0", both).at(0).to_add == command);
+            {{"chain", {{"family", "ip"}, {"table", "filter"}, {"name", each.first}}}});
+        CHECK(dropping_chains(rules, "br0", both).at(0).to_add == each.second);
     }
 }
 
