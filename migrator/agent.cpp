@@ -9,6 +9,7 @@
 #include "migrator/cli.h"
 #include "migrator/destination.h"
 #include "migrator/paths.h"
+#include "migrator/probe.h"
 #include "migrator/verify.h"
 #include "migrator/vm_file.h"
 
@@ -94,7 +95,7 @@ public:
               [this](const std::string& text) {
                   peer_->notify("log", Json{{"level", "warning"}, {"text", text}});
               }),
-          hashes_(site) {
+          hashes_(site), probe_(executor, site) {
         RpcPeer::Events events;
         events.on_request = [this](rpc::Request request) { take(std::move(request)); };
         events.on_notification = [this](const rpc::Request&) { last_heard_ = Clock::now(); };
@@ -246,6 +247,12 @@ private:
         if (name == "check") {
             co_return destination_.check(params);
         }
+        if (name == "survey") {
+            co_return destination_.survey(params);
+        }
+        if (name == "probe") {
+            co_return probe_.open(params);
+        }
         if (name == "hashes") {
             co_return hashes_.open(params);
         }
@@ -278,6 +285,7 @@ private:
     asio::steady_timer life_;
     Destination destination_;
     HashAccess hashes_;
+    Probe probe_;
     std::shared_ptr<RpcPeer> peer_;
     std::deque<rpc::Request> requests_;
     asio::cancellation_signal stop_;

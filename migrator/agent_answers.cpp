@@ -13,6 +13,7 @@ constexpr uint64_t largest_lead = uint64_t{1} << 32;
 constexpr uint64_t largest_generation = uint64_t{1} << 62;
 constexpr size_t longest_user = 64, longest_token = 128, longest_text = 2000;
 constexpr size_t key_digits = 64;
+constexpr size_t most_findings = 100, most_flags = 2000, longest_flag = 40;
 
 // One object of an answer.
 class Reader {
@@ -93,6 +94,36 @@ public:
         return found;
     }
     const Json& json() const { return object_; }
+    const Json& list(const char* key, size_t most) const {
+        const Json& value = at(key);
+        if (!value.is_array() || value.size() > most) {
+            fail(key);
+        }
+        return value;
+    }
+    std::vector<uint16_t> ports(const char* key, size_t count) const {
+        std::vector<uint16_t> found;
+        for (const Json& port : list(key, count)) {
+            if (!port.is_number_unsigned() || port == 0U || port.get<uint64_t>() > UINT16_MAX) {
+                fail(key);
+            }
+            found.push_back(port.get<uint16_t>());
+        }
+        if (found.size() != count) {
+            fail(key);
+        }
+        return found;
+    }
+    Finding finding() const {
+        const auto level = parse_level(text("level", longest_text));
+        if (!level) {
+            fail("level");
+        }
+        return {*level,
+                printable(text("about", longest_text)),
+                printable(text("text", longest_text)),
+                printable(text("advice", longest_text))};
+    }
 
 private:
     [[noreturn]] void fail(const char* key) const {
@@ -154,15 +185,18 @@ void read_hello(const Json& answer, uint64_t protocol, const std::string& host) 
     if (hello.at("version") == protocol) {
         return;
     }
-    const auto program = answer.find("program_version");
     throw Error(ErrorKind::refused,
                 fmt::format("the agent at {} speaks another protocol: its drover is {}, this one "
                             "{}",
                             host,
-                            program != answer.end() && program->is_string()
-                                ? printable(program->get<std::string>())
-                                : "?",
+                            read_program_version(answer),
                             DROVER_VERSION));
+}
+
+std::string read_program_version(const Json& hello) {
+    const auto program = hello.find("program_version");
+    return program != hello.end() && program->is_string() ? printable(program->get<std::string>())
+                                                          : "?";
 }
 
 uint64_t read_check(const Json& answer, uint64_t ours) {
@@ -179,6 +213,29 @@ std::vector<bool> read_segment(const Json& answer, const std::vector<std::string
         answered.push_back(nic.flag("answered"));
     }
     return answered;
+}
+
+Survey read_survey(const Json& answer) {
+    const Reader reader(answer, "survey");
+    Survey survey;
+    for (const Json& entry : reader.list("findings", most_findings)) {
+        survey.findings.push_back(Reader(entry, "survey", " (a finding)").finding());
+    }
+    survey.at_home = reader.flag("at_home");
+    survey.kvm = reader.flag("kvm");
+    const Reader cpu(reader.at("cpu"), "survey", " (cpu)");
+    survey.cpu.model = printable(cpu.text("model", longest_text));
+    for (const Json& flag : cpu.list("flags", most_flags)) {
+        if (flag.is_string() && flag.get_ref<const std::string&>().size() <= longest_flag) {
+            survey.cpu.flags.insert(flag.get<std::string>());
+        }
+    }
+    return survey;
+}
+
+ProbePorts read_probe(const Json& answer, size_t tcp, size_t udp) {
+    const Reader reader(answer, "probe");
+    return {reader.ports("tcp", tcp), reader.ports("udp", udp)};
 }
 
 std::vector<DataPort> read_tunnel(const Json& answer, const std::vector<std::string>& macs) {

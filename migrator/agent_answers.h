@@ -6,6 +6,8 @@
 #pragma once
 
 #include "migrator/disk_standing.h"
+#include "migrator/finding.h"
+#include "migrator/host_facts.h"
 
 #include <cstdint>
 #include <optional>
@@ -26,6 +28,9 @@ struct DataPort {
 // Also throws Error(refused): it speaks another protocol.
 void read_hello(const rpc::Json& answer, uint64_t protocol, const std::string& host);
 
+// The version of its drover, printable.
+std::string read_program_version(const rpc::Json& hello);
+
 // The largest generation that is known there, `ours` here. Each attempt burns one, so that a peer
 // could use them all up: it may be ahead by 2^32 at most.
 uint64_t read_check(const rpc::Json& answer, uint64_t ours);
@@ -37,6 +42,21 @@ bool read_at_home(const rpc::Json& answer);
 std::vector<bool> read_segment(const rpc::Json& answer, const std::vector<std::string>& macs);
 // Of `tunnel`: where the ends of these NICs listen, by their MACs.
 std::vector<DataPort> read_tunnel(const rpc::Json& answer, const std::vector<std::string>& macs);
+
+// Of `survey`: what the other side says of itself; its texts are printable.
+struct Survey {
+    Findings findings; // a hundred at most
+    bool at_home = false;
+    bool kvm = false;
+    Cpu cpu;
+};
+Survey read_survey(const rpc::Json& answer);
+
+// Of `probe`: exactly so many ports.
+struct ProbePorts {
+    std::vector<uint16_t> tcp, udp;
+};
+ProbePorts read_probe(const rpc::Json& answer, size_t tcp, size_t udp);
 
 struct PreparedDisk {
     DataPort at;

@@ -4,8 +4,19 @@
 #include "migrator/vm_file.h"
 
 namespace drover {
+namespace {
 
 using rpc::Json;
+
+size_t count_param(const Json& params, const char* key, uint64_t most) {
+    const uint64_t count = rpc::uint_param(params, key);
+    if (count > most) {
+        throw Error(ErrorKind::usage, fmt::format("parameter '{}': {} at most", key, most));
+    }
+    return count;
+}
+
+} // namespace
 
 std::string hex_param(const Json& params, const char* key, size_t digits) {
     std::string text = rpc::string_param(params, key);
@@ -39,6 +50,28 @@ NamedDisks named_disks_param(const Json& params, bool with_uuids) {
         named.disks.push_back(std::move(disk));
     }
     return named;
+}
+
+std::map<std::string, uint64_t> used_param(const Json& params) {
+    const Json used = params.value("used", Json::object());
+    std::map<std::string, uint64_t> bytes;
+    for (const auto& item : used.items()) {
+        if (!used.is_object() || !item.value().is_number_unsigned()) {
+            throw Error(ErrorKind::usage,
+                        "parameter 'used': bytes by the names of disks are expected");
+        }
+        bytes[item.key()] = item.value().get<uint64_t>();
+    }
+    return bytes;
+}
+
+ProbeParams probe_params(const SiteConfig& site, const Json& params) {
+    rpc::only_params(params, {"word", "tcp", "udp"});
+    ProbeParams probe;
+    probe.word = hex_param(params, "word", probe_word_digits);
+    probe.tcp = count_param(params, "tcp", site.limits.disks + 1); // and the memory
+    probe.udp = count_param(params, "udp", site.limits.nics);
+    return probe;
 }
 
 } // namespace drover

@@ -4,7 +4,9 @@
 #pragma once
 
 #include "common/json_rpc.h"
+#include "migrator/config.h"
 
+#include <map>
 #include <string>
 #include <vector>
 
@@ -23,5 +25,18 @@ struct NamedDisks {
     std::vector<Disk> disks;
 };
 NamedDisks named_disks_param(const rpc::Json& params, bool with_uuids = false);
+
+// `used` of `survey`: how much of each disk holds anything, in bytes, by their names; it may be
+// left out. Throws Error(usage).
+std::map<std::string, uint64_t> used_param(const rpc::Json& params);
+
+// Of `probe`: the word, and how many ports. Throws Error(usage), also for more ports than a VM can
+// need at this site.
+inline constexpr size_t probe_word_digits = 32; // hexadecimal
+struct ProbeParams {
+    std::string word;
+    size_t tcp = 0, udp = 0;
+};
+ProbeParams probe_params(const SiteConfig& site, const rpc::Json& params);
 
 } // namespace drover

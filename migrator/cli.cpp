@@ -2,6 +2,7 @@
 #include "migrator/cli.h"
 
 #include "migrator/agent.h"
+#include "migrator/check.h"
 #include "migrator/coordinator.h"
 #include "migrator/ctl.h"
 #include "migrator/guardian.h"
@@ -105,44 +106,48 @@ void add_bandwidth(CLI::App& command, Value& value, const std::string& none) {
         ->transform(CLI::Validator(check_rate, ""));
 }
 
-void add_migrate(Program& program) {
-    struct Options {
-        std::string vm;
-        MigrateOptions migrate;
-        uint64_t converge_timeout_s = 0, stall_timeout_s = 600;
-        std::vector<std::string> bases;
-    };
-    auto options = std::make_shared<Options>();
-    MigrateOptions& migrate = options->migrate;
-    CLI::App* command = program.app.add_subcommand("migrate", "Move a running VM to another site");
-    add_vm(*command, options->vm);
-    CLI::Option* host = add_peer(*command, migrate.peer);
+// What a migration is told, by `drover migrate` and by `drover check` alike.
+struct MigrateWords {
+    std::string vm;
+    MigrateOptions migrate;
+    uint64_t converge_timeout_s = 0, stall_timeout_s = 600;
+    std::vector<std::string> bases;
+
+    // The VM's file, and `migrate` as it says.
+    VmFile load(const SiteConfig& site) {
+        migrate.converge_timeout = std::chrono::seconds(converge_timeout_s);
+        migrate.stall_timeout = std::chrono::seconds(stall_timeout_s);
+        VmFile file = load_vm_file(site, vm, HostCheck::must_exist);
+        migrate.bases = bases_of(file, bases);
+        return file;
+    }
+};
+
+void add_migrate_words(CLI::App& command, MigrateWords& words) {
+    MigrateOptions& migrate = words.migrate;
+    add_vm(command, words.vm);
+    CLI::Option* host = add_peer(command, migrate.peer);
     CLI::Option* to =
         command
-            ->add_option("--to",
-                         migrate.peer.to_uri,
-                         "Any NBD server as the destination (with --disk-only); {disk} in "
-                         "it stands for the disk's name")
+            .add_option("--to",
+                        migrate.peer.to_uri,
+                        "Any NBD server as the destination (with --disk-only); {disk} in "
+                        "it stands for the disk's name")
             ->type_name("NBD-URI")
             ->take_last()
             ->excludes(host);
-    command->parse_complete_callback([&migrate] {
-        if (migrate.peer.host.empty() && migrate.peer.to_uri.empty()) {
-            throw CLI::RequiredError("migrate: HOST");
-        }
-    });
-    add_downtime(*command, migrate.downtime_ms)->capture_default_str();
-    add_bandwidth(*command, migrate.max_bandwidth, "default: 0, no limit");
+    add_downtime(command, migrate.downtime_ms)->capture_default_str();
+    add_bandwidth(command, migrate.max_bandwidth, "default: 0, no limit");
     command
-        ->add_option("--compress",
-                     migrate.compress,
-                     "Of the disks' data: auto (as far as it makes this link faster), zstd or none")
+        .add_option("--compress",
+                    migrate.compress,
+                    "Of the disks' data: auto (as far as it makes this link faster), zstd or none")
         ->type_name("HOW")
         ->take_last()
         ->check(CLI::IsMember({"auto", "zstd", "none"}))
         ->capture_default_str();
     command
-        ->add_option_function<std::string>(
+        .add_option_function<std::string>(
             "--connections",
             [&migrate](const std::string& number) {
                 migrate.connections =
@@ -154,56 +159,80 @@ void add_migrate(Program& program) {
         ->take_last()
         ->check(CLI::IsMember({"auto"}) | CLI::Range(1, 16));
     command
-        ->add_option("--converge-timeout",
-                     options->converge_timeout_s,
-                     "Give up when it is not ready after so many seconds (default: never)")
+        .add_option("--converge-timeout",
+                    words.converge_timeout_s,
+                    "Give up when it is not ready after so many seconds (default: never)")
         ->type_name("S")
         ->take_last()
         ->check(CLI::Range(1, 31536000));
     command
-        ->add_option("--stall-timeout",
-                     options->stall_timeout_s,
-                     "Give up when the disks, or then the memory, get no nearer for so many "
-                     "seconds; 0: never")
+        .add_option("--stall-timeout",
+                    words.stall_timeout_s,
+                    "Give up when the disks, or then the memory, get no nearer for so many "
+                    "seconds; 0: never")
         ->type_name("S")
         ->take_last()
         ->check(CLI::Range(0, 31536000))
         ->capture_default_str();
     command
-        ->add_option("--base",
-                     options->bases,
-                     "Start the disk there from IMAGE, a file of that site, and send what differs")
+        .add_option("--base",
+                    words.bases,
+                    "Start the disk there from IMAGE, a file of that site, and send what differs")
         ->type_name("[DISK=]IMAGE")
         ->allow_extra_args(false)
         ->excludes(to);
-    auto* disk_only = command->add_flag(
+    auto* disk_only = command.add_flag(
         "--disk-only", migrate.disk_only, "Move the disks; the VM stays and reaches them there");
     command
-        ->add_flag(
+        .add_flag(
             "--detach", migrate.detach, "With --disk-only: the disks are not used here any more")
         ->needs(disk_only);
     to->needs(disk_only);
     command
-        ->add_flag("--verify",
-                   migrate.verify,
-                   "After the switchover, while the VM runs there: compare both sides' hashes")
+        .add_flag("--verify",
+                  migrate.verify,
+                  "After the switchover, while the VM runs there: compare both sides' hashes")
         ->excludes(to);
     command
-        ->add_flag("--release-source",
-                   migrate.release_source,
-                   "Remove the disks' image files here, once --verify has found no difference")
+        .add_flag("--release-source",
+                  migrate.release_source,
+                  "Remove the disks' image files here, once --verify has found no difference")
         ->needs("--verify");
+}
+
+void add_migrate(Program& program) {
+    auto words = std::make_shared<MigrateWords>();
+    MigrateOptions& migrate = words->migrate;
+    CLI::App* command = program.app.add_subcommand("migrate", "Move a running VM to another site");
+    add_migrate_words(*command, *words);
+    command->parse_complete_callback([&migrate] {
+        if (migrate.peer.host.empty() && migrate.peer.to_uri.empty()) {
+            throw CLI::RequiredError("migrate: HOST");
+        }
+    });
     command->add_flag(
         "--dry-run", migrate.dry_run, "Let both sites check everything, and start nothing");
     command->add_flag("--json", migrate.json, "Progress and report as JSON, a line each");
-    command->final_callback([&program, options] {
-        program.chosen = [options] {
-            options->migrate.converge_timeout = std::chrono::seconds(options->converge_timeout_s);
-            options->migrate.stall_timeout = std::chrono::seconds(options->stall_timeout_s);
+    command->final_callback([&program, words] {
+        program.chosen = [words] {
             const SiteConfig site = load_site_config();
-            const VmFile vm = load_vm_file(site, options->vm, HostCheck::must_exist);
-            options->migrate.bases = bases_of(vm, options->bases);
-            return run_migrate(site, vm, options->migrate);
+            const VmFile vm = words->load(site);
+            return run_migrate(site, vm, words->migrate);
+        };
+    });
+}
+
+void add_check(Program& program) {
+    auto words = std::make_shared<MigrateWords>();
+    CLI::App* command = program.app.add_subcommand(
+        "check", "Say what a migration would trip over, here and at HOST; change nothing");
+    add_migrate_words(*command, *words);
+    command->add_flag("--json", words->migrate.json, "The findings as one JSON object");
+    command->final_callback([&program, words] {
+        program.chosen = [words] {
+            const SiteConfig site = load_site_config();
+            const VmFile vm = words->load(site);
+            return run_check(site, vm, words->migrate);
         };
     });
 }
@@ -324,26 +353,6 @@ void add_guardian(Program& program) {
     });
 }
 
-void add_check(Program& program) {
-    auto vm = std::make_shared<std::string>();
-    CLI::App* command = program.app.add_subcommand(
-        "check", "Check the configuration and a VM file; touches nothing");
-    add_vm(*command, *vm);
-    command->final_callback([&program, vm] {
-        program.chosen = [vm] {
-            const SiteConfig site = load_site_config();
-            const VmFile file = load_vm_file(site, *vm, HostCheck::must_exist);
-            fmt::print("{}: {} is right: hypervisor {}, {} disks, {} NICs\n",
-                       file.name,
-                       file.path,
-                       file.hypervisor,
-                       file.disks.size(),
-                       file.nics.size());
-            return static_cast<int>(exit_done);
-        };
-    });
-}
-
 void add_ctl(Program& program) {
     struct Options {
         std::string socket, method, params;
@@ -397,13 +406,13 @@ int run_cli(int argc, char** argv) {
     program.app.require_subcommand(1);
     program.app.get_formatter()->column_width(34);
     add_serve(program);
+    add_check(program);
     add_migrate(program);
     add_status(program);
     add_set(program);
     add_abort(program);
     add_recover(program);
     add_verify(program);
-    add_check(program);
     add_ctl(program);
     add_agent(program);
     add_guardian(program);

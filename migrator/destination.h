@@ -6,6 +6,7 @@
 
 #include "migrator/destination_disk.h"
 #include "migrator/driver.h"
+#include "migrator/finding.h"
 #include "migrator/journal.h"
 #include "migrator/run_lock.h"
 #include "migrator/takeover.h"
@@ -33,6 +34,8 @@ public:
     // The methods of docs/control.md. Each throws Error.
     rpc::Json check(const rpc::Json& params);
     asio::awaitable<rpc::Json> look_at_segment(rpc::Json params);
+    // All that `check` finds and more, one beside the other, instead of the first as an Error.
+    rpc::Json survey(const rpc::Json& params);
     asio::awaitable<rpc::Json> prepare(rpc::Json params);
     asio::awaitable<rpc::Json> take_over(rpc::Json params);
     asio::awaitable<rpc::Json> incoming();
@@ -82,6 +85,8 @@ private:
     void find_old_images();
     void set_bases(const Json& bases);
     void refuse_own_vm() const;
+    void survey_disks(Findings& found) const;
+    void survey_hypervisor(Findings& found) const;
     bool is_known_here() const;
     void make_takeover();
     void make_hypervisor();

@@ -8,6 +8,7 @@
 
 #include "migrator/async.h"
 #include "migrator/config.h"
+#include "migrator/finding.h"
 
 #include <functional>
 #include <memory>
@@ -43,6 +44,13 @@ struct MemoryProgress {
 // once at most, from the event loop, and not after finish_memory() has returned.
 using HypervisorLost = std::function<void(const std::string& what)>;
 
+// What can be told of a VM without touching it (`drover check`).
+struct Inspection {
+    Findings findings;
+    bool kvm = false;      // its processor is the host's, not emulated
+    bool host_cpu = false; // and has what this host's has, not a model of its own
+};
+
 // The VM at the source, from the first look at it until it is destroyed or goes on.
 class OutgoingVm {
 public:
@@ -51,6 +59,9 @@ public:
     // Finds the running VM; everything else comes after it. Says what is wrong if it can't
     // be migrated as it is. `lost` is called from now on.
     virtual asio::awaitable<void> describe(HypervisorLost lost) = 0;
+    // Instead of it: changes nothing, not even what a killed coordinator has left. What keeps it
+    // from being inspected is among the findings. values() may follow where there is no problem.
+    virtual asio::awaitable<Inspection> inspect() = 0;
     // After it: what does not keep the VM from being moved, and its operator should know before.
     virtual std::vector<std::string> warnings() const { return {}; }
     // After it: what the VM's description is to have besides what its VM file says, by name.

@@ -3,6 +3,7 @@
 #include "migrator/migration.h"
 
 #include "common/secrets.h"
+#include "migrator/check_options.h"
 #include "migrator/driver.h"
 #include "migrator/memory_convergence.h"
 #include "migrator/paths.h"
@@ -85,18 +86,7 @@ asio::awaitable<void> Migration::forward() {
 // --- check: nothing is touched
 
 asio::awaitable<void> Migration::check() {
-    const size_t placeholder = options_.peer.to_uri.find("{disk}");
-    if (to_plain_server() && vm_.disks.size() > 1 && placeholder == std::string::npos) {
-        throw Error(
-            ErrorKind::usage,
-            fmt::format("{} has {} disks: --to must have {{disk}} in it where their names go",
-                        vm_.name,
-                        vm_.disks.size()));
-    }
-    if (options_.release_source) {
-        check_release();
-    }
-    check_downtime(downtime_ms_);
+    check_options(site_, vm_, options_);
     std::vector<asio::awaitable<void>> opening;
     for (const auto& disk : disks_) {
         opening.push_back(open_disk(*disk));
@@ -119,33 +109,6 @@ asio::awaitable<void> Migration::check() {
         "pre-check", vm_.hooks.pre_check, hook_environment(), patience(site_.timeouts.hook));
     if (!to_plain_server()) {
         co_await check_peer();
-    }
-}
-
-// Else each try would be given up before its end.
-void Migration::check_downtime(uint64_t downtime_ms) const {
-    if (milliseconds(downtime_ms) >= site_.timeouts.handover) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("a downtime of {} ms is more than 'handover' of [timeouts] in "
-                                "drover.toml allows: {} s",
-                                downtime_ms,
-                                site_.timeouts.handover.count()));
-    }
-}
-
-void Migration::check_release() const {
-    if (forwards()) {
-        throw Error(ErrorKind::usage,
-                    "--release-source with --disk-only needs --detach: else the disks are still "
-                    "served here");
-    }
-    for (const DiskSpec& disk : vm_.disks) {
-        if (disk.store.file.empty() || !std::filesystem::is_regular_file(disk.store.file)) {
-            throw Error(ErrorKind::usage,
-                        fmt::format("--release-source: disk {} of {} is not an image file",
-                                    disk.name,
-                                    vm_.name));
-        }
     }
 }
 

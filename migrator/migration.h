@@ -81,8 +81,6 @@ private:
     void set_forward_targets();
     void tell_moment(Moment moment);
     void turn_network();
-    void check_release() const;
-    void check_downtime(uint64_t downtime_ms) const;
     asio::awaitable<void> verify_disk(size_t index);
     asio::awaitable<void> release();
     SwitchoverParts parts();

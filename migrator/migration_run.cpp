@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // A migration as a whole: from the start to the exit status, and what it tells meanwhile.
 #include "common/secrets.h"
+#include "migrator/check_options.h"
 #include "migrator/driver.h"
 #include "migrator/drivers/none.h"
 #include "migrator/migration.h"
@@ -165,7 +166,7 @@ asio::awaitable<void> Migration::abort(std::string who) {
 
 asio::awaitable<void> Migration::set(std::optional<uint64_t> downtime_ms,
                                      std::optional<uint64_t> max_bandwidth) {
-    check_downtime(downtime_ms.value_or(downtime_ms_));
+    check_downtime(site_, downtime_ms.value_or(downtime_ms_));
     downtime_ms_ = downtime_ms.value_or(downtime_ms_);
     max_bandwidth_ = max_bandwidth.value_or(max_bandwidth_);
     const bool with_memory = phase_ == Phase::memory && hypervisor_->has_memory();
@@ -280,17 +281,10 @@ Json Migration::vm_description() const {
         entry.block_size = disk->status().value("block_size", uint64_t{0});
         disks.push_back(std::move(entry));
     }
-    Json described = describe(vm_, disks);
-    for (const auto& [name, value] : hypervisor_->values()) {
-        described["values"][name] = value;
-    }
-    if (wants_tunnel_) {
-        described["tunnel"] = true;
-    }
-    if (stretched_) {
-        described["stretched"] = true;
-    }
-    return described;
+    const NetworkSpec::Mode network = wants_tunnel_ ? NetworkSpec::Mode::tunnel
+                                      : stretched_  ? NetworkSpec::Mode::stretched
+                                                    : NetworkSpec::Mode::none;
+    return describe(vm_, disks, hypervisor_->values(), network);
 }
 
 std::string Migration::destination() const {

@@ -58,6 +58,7 @@ asio::awaitable<void> PeerAgent::start() {
     const milliseconds limit = site_.timeouts.connect;
     const Json hello = co_await call("hello", std::move(params), limit);
     read_hello(hello, protocol_version, peer_.host);
+    program_version_ = read_program_version(hello);
 }
 
 void PeerAgent::take_notice(const rpc::Request& request) const {

@@ -36,6 +36,7 @@ public:
 
     // Throws Error(refused) if it speaks another protocol.
     asio::awaitable<void> start();
+    const std::string& program_version() const { return program_version_; } // after it
     // What comes back is for agent_answers.h to read.
     asio::awaitable<rpc::Json> call(std::string method, rpc::Json params, milliseconds patience);
     bool connected() const { return process_ && !process_->closed(); }
@@ -63,7 +64,7 @@ private:
     const SiteConfig& site_;
     const PeerOptions& peer_;
     const Events events_;
-    std::string migration_;
+    std::string migration_, program_version_;
     rpc::Json vm_;
     DiskNames disks_;
     bool disk_only_ = false;

@@ -4,6 +4,7 @@
 #include "common/process.h"
 #include "common/secrets.h"
 #include "migrator/ctl.h"
+#include "migrator/host_facts.h"
 #include "migrator/paths.h"
 #include "migrator/segment.h"
 #include "tunnel/core/put_up.h"
@@ -293,10 +294,6 @@ std::string dial_address(const std::string& host, uint16_t port) {
 
 } // namespace
 
-const std::string& home_bridge(const NicSpec& nic) {
-    return nic.home_bridge.empty() ? nic.bridge : nic.home_bridge;
-}
-
 std::vector<std::string> nic_folders(const std::string& vm) {
     const std::string prefix = Paths::tunnel_name(vm, 0).substr(0, vm.size() + 4); // "VM.nic"
     std::vector<std::pair<size_t, std::string>> found;
@@ -354,6 +351,29 @@ json tunnels_json(const std::vector<TunnelEnd>& ends) {
                         {"error", end.error.empty() ? json() : json(end.error)}});
     }
     return list;
+}
+
+const std::string& home_bridge(const NicSpec& nic) {
+    return nic.home_bridge.empty() ? nic.bridge : nic.home_bridge;
+}
+
+Findings tunnel_host_findings() {
+    Findings found;
+    if (::geteuid() != 0) {
+        found.push_back({Level::problem, "tunnel", "it needs root's rights", "run drover as root"});
+    } else if (!has_device("/dev/net/tun")) {
+        found.push_back({Level::problem,
+                         "tunnel",
+                         "there is no /dev/net/tun that can be opened",
+                         "`modprobe tun`, and for each boot a line `tun` in /etc/modules-load.d"});
+    }
+    if (!has_program(paths().tunnel)) {
+        found.push_back({Level::problem,
+                         "tunnel",
+                         fmt::format("the program {} is not there", paths().tunnel),
+                         "install it with drover, or name it in DROVER_TUNNEL"});
+    }
+    return found;
 }
 
 void check_home_ends(const VmFile& vm) {

@@ -16,6 +16,7 @@
 
 #include "migrator/async.h"
 #include "migrator/config.h"
+#include "migrator/finding.h"
 
 #include <nlohmann/json.hpp>
 #include <optional>
@@ -49,6 +50,8 @@ struct TunnelKey {
     std::string user, key; // hexadecimal
 };
 
+// What keeps any end from being started here: problems, or nothing.
+Findings tunnel_host_findings();
 // What keeps the home ends of the VM from being started here: Error(usage).
 void check_home_ends(const VmFile& vm);
 // Starts the home end of a NIC and returns when it answers. It outlives this process.

@@ -335,7 +335,10 @@ std::string tunnel_port(const SiteConfig& site, const VmDescription& vm, size_t 
     return port;
 }
 
-Json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks) {
+Json describe(const VmFile& vm,
+              const std::vector<VmDescription::Disk>& disks,
+              const std::map<std::string, std::string>& values,
+              NetworkSpec::Mode network) {
     Json described{{"name", vm.name},
                    {"hypervisor", vm.hypervisor},
                    {"disks", Json::array()},
@@ -359,6 +362,15 @@ Json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks) {
             entry["link_locals"] = nic.link_locals;
         }
         described["nics"].push_back(entry);
+    }
+    for (const auto& [name, value] : values) {
+        described["values"][name] = value;
+    }
+    if (network == NetworkSpec::Mode::stretched) {
+        described["stretched"] = true;
+    }
+    if (network == NetworkSpec::Mode::tunnel) {
+        described["tunnel"] = true;
     }
     return described;
 }

@@ -58,8 +58,11 @@ VmDescription check_description(const SiteConfig& site, const nlohmann::json& vm
 // The port of a NIC of a VM that comes in, as [tunnel] of this site has it. Throws Error(refused).
 std::string tunnel_port(const SiteConfig& site, const VmDescription& vm, size_t nic);
 
-// For the source. `disks` as their plugins' status gave them. Without what it asks of a tunnel.
-nlohmann::json describe(const VmFile& vm, const std::vector<VmDescription::Disk>& disks);
+// For the source. `disks` as their plugins' status gave them; `values` come on top of the file's.
+nlohmann::json describe(const VmFile& vm,
+                        const std::vector<VmDescription::Disk>& disks,
+                        const std::map<std::string, std::string>& values = {},
+                        NetworkSpec::Mode network = NetworkSpec::Mode::none);
 
 // Where a disk that comes in is put: as this site's own VM file of that name says (a volume
 // made ready by the operator), else IMAGES/VM/DISK.img. Throws Error(usage) if there

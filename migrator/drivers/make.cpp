@@ -10,10 +10,15 @@ namespace drover {
 std::unique_ptr<OutgoingVm> make_outgoing(const VmFile& vm) {
     if (vm.hypervisor == "qemu") {
         const auto socket = vm.local.find("qmp");
+        std::map<std::string, std::string> disks;
+        for (const DiskSpec& disk : vm.disks) {
+            disks[disk.name] = paths().disk_socket(vm.name, disk.name);
+        }
         return std::make_unique<QemuOutgoing>(vm.name,
                                               socket == vm.local.end() ? paths().qmp_socket(vm.name)
                                                                        : socket->second,
-                                              paths().vm_run(vm.name) + "/keys");
+                                              paths().vm_run(vm.name) + "/keys",
+                                              std::move(disks));
     }
     if (vm.hypervisor == "xen") {
         const auto config = vm.local.find("config");

@@ -6,6 +6,9 @@ namespace drover {
 asio::awaitable<void> NoneOutgoing::describe(HypervisorLost) {
     co_return;
 }
+asio::awaitable<Inspection> NoneOutgoing::inspect() {
+    co_return Inspection();
+}
 asio::awaitable<bool> NoneOutgoing::reattach(nlohmann::json) {
     co_return true;
 }

@@ -9,6 +9,7 @@ namespace drover {
 class NoneOutgoing : public OutgoingVm {
 public:
     asio::awaitable<void> describe(HypervisorLost lost) override;
+    asio::awaitable<Inspection> inspect() override;
     nlohmann::json notes() const override { return nlohmann::json::object(); }
     asio::awaitable<bool> reattach(nlohmann::json notes) override;
     bool has_memory() const override { return false; }

@@ -18,10 +18,15 @@ namespace drover {
 
 class QemuOutgoing : public OutgoingVm {
 public:
-    QemuOutgoing(std::string vm, std::string monitor, std::string key_dir);
+    // disks: the sockets of the VM's disks, by their names.
+    QemuOutgoing(std::string vm,
+                 std::string monitor,
+                 std::string key_dir,
+                 std::map<std::string, std::string> disks);
     ~QemuOutgoing() override;
 
     asio::awaitable<void> describe(HypervisorLost lost) override;
+    asio::awaitable<Inspection> inspect() override;
     std::vector<std::string> warnings() const override { return warnings_; }
     nlohmann::json notes() const override;
     asio::awaitable<bool> reattach(nlohmann::json notes) override;
@@ -38,6 +43,10 @@ public:
 
 private:
     asio::awaitable<void> connect();
+    asio::awaitable<void> connect_to_running();
+    void throw_if_unfit(const std::string& going) const;
+    asio::awaitable<void> look_at_state(Findings& found);
+    asio::awaitable<void> look_at_version(Findings& found, bool kvm);
     void on_event(const std::string& event, const Qmp::Json& data);
     void lose(const std::string& what);
     // Until the migration is in one of these states; what it is then.
@@ -54,6 +63,7 @@ private:
     asio::awaitable<void> command(std::string name);
 
     std::string vm_, monitor_, key_dir_;
+    std::map<std::string, std::string> disks_;
     std::shared_ptr<Qmp> qmp_;
     HypervisorLost lost_;
     std::unique_ptr<Notifier> changed_;
@@ -64,6 +74,7 @@ private:
     bool paused_by_operator_ = false;
     bool stopped_ = false; // STOP was seen, and not yet who did it
     bool started_ = false; // something is to be put back
+    bool only_looks_ = false;
     std::optional<Qmp::Json> old_parameters_, old_capabilities_;
 };
 

@@ -25,15 +25,21 @@ bool is_one_of(const std::string& text, const std::vector<std::string>& list) {
 
 } // namespace
 
-QemuOutgoing::QemuOutgoing(std::string vm, std::string monitor, std::string key_dir)
-    : vm_(std::move(vm)), monitor_(std::move(monitor)), key_dir_(std::move(key_dir)) {}
+QemuOutgoing::QemuOutgoing(std::string vm,
+                           std::string monitor,
+                           std::string key_dir,
+                           std::map<std::string, std::string> disks)
+    : vm_(std::move(vm)), monitor_(std::move(monitor)), key_dir_(std::move(key_dir)),
+      disks_(std::move(disks)) {}
 
 QemuOutgoing::~QemuOutgoing() {
     lost_ = nullptr;
     if (qmp_) {
         qmp_->close();
     }
-    qemu::remove_keys(key_dir_);
+    if (!only_looks_) {
+        qemu::remove_keys(key_dir_);
+    }
 }
 
 asio::awaitable<void> QemuOutgoing::connect() {
@@ -46,7 +52,7 @@ asio::awaitable<void> QemuOutgoing::connect() {
     qmp_ = co_await Qmp::connect(std::move(name), monitor_, command_patience, std::move(events));
 }
 
-asio::awaitable<void> QemuOutgoing::describe(HypervisorLost lost) {
+asio::awaitable<void> QemuOutgoing::connect_to_running() {
     try {
         co_await connect();
     } catch (const Error& error) {
@@ -60,11 +66,27 @@ asio::awaitable<void> QemuOutgoing::describe(HypervisorLost lost) {
                         error.what(),
                         vm_));
     }
+}
 
+asio::awaitable<void> QemuOutgoing::describe(HypervisorLost lost) {
+    co_await connect_to_running();
     co_await undo_leftover();
     Json none = Json::object();
     const Json status = co_await qmp_->execute("query-status", none, command_patience);
     run_state_ = status.value("status", "unknown");
+    const Json migration = co_await qmp_->execute("query-migrate", none, command_patience);
+    throw_if_unfit(migration.value("status", "none"));
+    paused_by_operator_ = run_state_ != "running";
+    co_await remember_settings();
+    co_await look_for_lost_writes();
+    lost_ = std::move(lost);
+    if (!lost_reason_.empty()) {
+        throw Error(ErrorKind::peer, lost_reason_);
+    }
+}
+
+// going: its migration's status.
+void QemuOutgoing::throw_if_unfit(const std::string& going) const {
     static const std::vector<std::string> unfit{"inmigrate",
                                                 "finish-migrate",
                                                 "save-vm",
@@ -84,18 +106,9 @@ asio::awaitable<void> QemuOutgoing::describe(HypervisorLost lost) {
                         "'postmigrate'); if it runs nowhere else, give its monitor 'cont'",
                         vm_));
     }
-    const Json migration = co_await qmp_->execute("query-migrate", none, command_patience);
-    const std::string going = migration.value("status", "none");
     if (going != "none" && !is_one_of(going, ended)) {
         throw Error(ErrorKind::state,
                     fmt::format("{} is being migrated already: QEMU says '{}'", vm_, going));
-    }
-    paused_by_operator_ = run_state_ != "running";
-    co_await remember_settings();
-    co_await look_for_lost_writes();
-    lost_ = std::move(lost);
-    if (!lost_reason_.empty()) {
-        throw Error(ErrorKind::peer, lost_reason_);
     }
 }
 
@@ -161,8 +174,7 @@ asio::awaitable<void> QemuOutgoing::undo_leftover() {
         co_await qmp_->execute("query-migrate-parameters", none, command_patience);
     const Json migration = co_await qmp_->execute("query-migrate", none, command_patience);
     status_ = migration.value("status", "none");
-    const bool ours = parameters.value("tls-creds", "") == qemu::credentials;
-    if (status_ == "none" || (!ours && status_ != "cancelling")) {
+    if (!qemu::is_leftover(parameters, migration)) {
         co_return;
     }
     if (!is_one_of(status_, ended)) {

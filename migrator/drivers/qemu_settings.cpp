@@ -59,6 +59,12 @@ asio::awaitable<void> add_credentials(std::shared_ptr<Qmp> qmp,
     co_await qmp->execute("migrate-set-parameters", std::move(parameters), command_patience);
 }
 
+bool is_leftover(const Json& parameters, const Json& migration) {
+    const std::string status = migration.value("status", "none");
+    const bool ours = parameters.value("tls-creds", "") == credentials;
+    return status != "none" && (ours || status == "cancelling");
+}
+
 void remove_keys(const std::string& key_dir) {
     ::unlink(key_file(key_dir).c_str());
     ::rmdir(key_dir.c_str());

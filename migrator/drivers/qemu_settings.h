@@ -20,6 +20,9 @@ asio::awaitable<void> add_credentials(std::shared_ptr<Qmp> qmp,
                                       std::string endpoint,
                                       MemoryLink link,
                                       std::string key_dir);
+// Of query-migrate-parameters and query-migrate: a coordinator that was killed, or a dead link, has
+// left a migration of ours.
+bool is_leftover(const Qmp::Json& parameters, const Qmp::Json& migration);
 void remove_keys(const std::string& key_dir);
 
 // "tcp:HOST:PORT"; "*" is every address, IPv6 literals get their brackets.

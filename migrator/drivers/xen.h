@@ -27,6 +27,7 @@ public:
     ~XenOutgoing() override;
 
     asio::awaitable<void> describe(HypervisorLost lost) override;
+    asio::awaitable<Inspection> inspect() override;
     std::map<std::string, std::string> values() const override;
     nlohmann::json notes() const override;
     asio::awaitable<bool> reattach(nlohmann::json notes) override;
@@ -43,8 +44,11 @@ public:
 
 private:
     void open();
+    void find();
+    void look_at_domain();
     void check_config() const;
     void check_domain() const;
+    void check_tracking() const;
     void check_disks(const std::vector<XenDisk>& disks, const std::string& where) const;
     asio::awaitable<void> undo_leftover();
     void watch();

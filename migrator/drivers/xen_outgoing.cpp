@@ -49,6 +49,17 @@ void XenOutgoing::open() {
 asio::awaitable<void> XenOutgoing::describe(HypervisorLost lost) {
     open();
     check_config();
+    find();
+    co_await undo_leftover();
+    look_at_domain();
+    check_tracking();
+    lost_ = std::move(lost);
+    const auto executor = co_await asio::this_coro::executor;
+    timer_.emplace(executor);
+    watch();
+}
+
+void XenOutgoing::find() {
     const auto id = host_->find(vm_.name);
     if (!id) {
         throw Error(ErrorKind::state,
@@ -57,7 +68,9 @@ asio::awaitable<void> XenOutgoing::describe(HypervisorLost lost) {
                                 vm_.name));
     }
     id_ = *id;
-    co_await undo_leftover();
+}
+
+void XenOutgoing::look_at_domain() {
     const XenState now = host_->state(id_);
     state_ = name_of(now);
     if (now != XenState::runs) {
@@ -69,10 +82,45 @@ asio::awaitable<void> XenOutgoing::describe(HypervisorLost lost) {
     }
     domain_ = host_->describe(id_);
     check_domain();
-    lost_ = std::move(lost);
-    const auto executor = co_await asio::this_coro::executor;
-    timer_.emplace(executor);
-    watch();
+}
+
+// Whether the writes of a PV guest can be tracked is found out by tracking them, which is not done.
+asio::awaitable<Inspection> XenOutgoing::inspect() {
+    Inspection inspection;
+    Findings& found = inspection.findings;
+    try {
+        open();
+        check_config();
+        find();
+        if (host_->note(id_) == leaving) {
+            found.push_back({Level::note,
+                             "hypervisor",
+                             "a migration that was killed has left its domain; the next one "
+                             "resumes it",
+                             ""});
+            domain_ = host_->describe(id_);
+            check_domain();
+        } else {
+            look_at_domain();
+        }
+        found.push_back({Level::ok,
+                         "hypervisor",
+                         fmt::format("libxl answers, {} guest of {}",
+                                     domain_.type,
+                                     format_size(domain_.memory_kib * KiB)),
+                         ""});
+    } catch (const Error& error) {
+        found.push_back({Level::problem, "hypervisor", error.what(), ""});
+        co_return inspection;
+    }
+    if (domain_.type == "pv") {
+        found.push_back({Level::note,
+                         "hypervisor",
+                         "whether this Xen has the shadow paging that moving a PV guest needs was "
+                         "not tried; `drover migrate` does before it begins",
+                         ""});
+    }
+    co_return inspection;
 }
 
 void XenOutgoing::check_config() const {
@@ -113,6 +161,9 @@ void XenOutgoing::check_domain() const {
                         vm_.path,
                         here.empty() ? "it has none" : fmt::format("{}", fmt::join(here, ", "))));
     }
+}
+
+void XenOutgoing::check_tracking() const {
     if (domain_.type == "pv" && !host_->can_track(id_)) {
         throw Error(ErrorKind::state,
                     fmt::format("{} can't be migrated while it runs: this Xen was built without "

@@ -124,6 +124,32 @@ refused 6 "words in a bridge" check "$(check '.nics[0].bridge = "br0,script=/tmp
 refused 6 "words in a MAC" check "$(check '.nics[0].mac = "02:00:00:00:00:01,x=y"')"
 refused 6 "words in an address" check "$(check '.nics[0].addresses = ["10.0.0.1/24 -x"]')"
 refused -32602 "no such method" exec '{"command": ["id"]}'
+
+echo "# a survey tells what a check refuses, takes nothing else in, and touches nothing"
+# surveyed FILTER TEXT: what is found to be a problem
+surveyed() {
+    granted survey "$(check "$1")"
+    jq -e --arg text "$2" '.result.findings | any(.level == "problem" and (.text | contains($text)))' <<<"$answer" >/dev/null ||
+        fail "a survey does not find $2: $answer"
+}
+for text in ../guest /etc/passwd '{vm}' $'a\nb'; do surveyed '.name = $text' "is no name of a VM"; done
+surveyed '.disks[0].name = "journal"' "is no name of a disk"
+surveyed '.disks[0].size = 67108865' "limits.disk-size"
+surveyed '.nics[0].bridge = "br0,script=/tmp/x"' "does not allow it"
+surveyed '.values.memory = "2G"' "limits.memory"
+surveyed . "has no bridge br0"
+refused -32602 "a file" survey "$(check '.disks[0].file = "/etc/shadow"')"
+refused -32602 "a command" survey "$(check '.command = ["/bin/sh"]')"
+refused -32602 "a folder" survey "$(jq -c '.images = "/etc"' <<<"$(check .)")"
+refused -32602 "used bytes that are a path" survey "$(jq -c '.used = {root: "/etc"}' <<<"$(check .)")"
+refused -32602 "a base that is no disk's" survey "$(jq -c '.bases = {other: "x.img"}' <<<"$(check .)")"
+word=$(printf 'ef%.0s' {1..16})
+refused -32602 "more ports than a VM has" probe '{"word": "'"$word"'", "tcp": 4, "udp": 0}'
+refused -32602 "more UDP ports than NICs" probe '{"word": "'"$word"'", "tcp": 0, "udp": 2}'
+refused -32602 "an address" probe '{"word": "'"$word"'", "tcp": 1, "udp": 0, "listen": "*"}'
+refused -32602 "a word that is none" probe '{"word": "GET / HTTP/1.0", "tcp": 1, "udp": 0}'
+granted probe '{"word": "'"$word"'", "tcp": 3, "udp": 1}'
+jq -e '.result.tcp + .result.udp | all(. >= 22320 and . <= 22339)' <<<"$answer" >/dev/null || fail "$answer"
 end_agent
 [[ -z $(find b/state b/run b/images -mindepth 1) ]] || fail "left behind: $(find b/state b/run b/images)"
 

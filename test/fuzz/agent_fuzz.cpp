@@ -89,7 +89,11 @@ void check_params(const rpc::Request& request) {
         }
     } else if (request.method == "promote") {
         FUZZ_CHECK(hex_param(params, "token", 64).size() == 64);
+    } else if (request.method == "probe") {
+        const ProbeParams probe = probe_params(site(), params);
+        FUZZ_CHECK(probe.word.size() == 32 && probe.tcp <= 3 && probe.udp <= 1);
     } else {
+        used_param(params); // of `survey`
         check_vm(params);
     }
 }

@@ -23,6 +23,15 @@ void check_port(const DataPort& where) {
     FUZZ_CHECK(where.psk_user.find_first_of(":\n \t") == std::string::npos);
 }
 
+constexpr size_t longest_text = 2003;
+
+void check_text(const std::string& text, size_t longest) {
+    FUZZ_CHECK(text.size() <= longest);
+    FUZZ_CHECK(std::none_of(text.begin(), text.end(), [](char c) {
+        return static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
+    }));
+}
+
 void check_standings(const std::vector<DiskStanding>& standings) {
     FUZZ_CHECK(standings.size() == disks.size());
     for (const DiskStanding& one : standings) {
@@ -31,7 +40,7 @@ void check_standings(const std::vector<DiskStanding>& standings) {
 }
 
 void check_answer(uint8_t which, const Json& answer) {
-    switch (which % 8) {
+    switch (which % 16) {
     case 0:
         read_hello(answer, 2, "b");
         break;
@@ -70,19 +79,25 @@ void check_answer(uint8_t which, const Json& answer) {
         }
         read_at_home(answer);
         break;
+    case 8: {
+        const Survey survey = read_survey(answer);
+        FUZZ_CHECK(survey.findings.size() <= 100 && survey.cpu.flags.size() <= 2000);
+        for (const Finding& finding : survey.findings) {
+            check_text(finding.about + finding.text + finding.advice, 3 * longest_text);
+        }
+        break;
+    }
+    case 9: {
+        const ProbePorts ports = read_probe(answer, 2, 1);
+        FUZZ_CHECK(ports.tcp.size() == 2 && ports.udp.size() == 1);
+        break;
+    }
     case 6:
         for (const DataPort& port : read_hashes(answer, disks)) {
             check_port(port);
         }
         break;
     }
-}
-
-void check_notice(const AgentNotice& notice) {
-    FUZZ_CHECK(notice.text.size() <= 2003);
-    FUZZ_CHECK(std::none_of(notice.text.begin(), notice.text.end(), [](char c) {
-        return static_cast<unsigned char>(c) < 0x20 || c == 0x7F;
-    }));
 }
 
 } // namespace
@@ -98,7 +113,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         return 0; // json_rpc_fuzz.cpp
     }
     if (const auto* const request = std::get_if<rpc::Request>(&message)) {
-        check_notice(read_notice(*request));
+        check_text(read_notice(*request).text, longest_text);
         return 0;
     }
     try {

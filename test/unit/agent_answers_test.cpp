@@ -124,6 +124,14 @@ TEST_CASE("a lying agent gets an Error(peer), whatever it answers") {
     tell_lies({{"disks", {port}}}, [&](const Json& answer) { read_forward_key(answer, disks); });
     tell_lies({{"disks", {port}}}, [&](const Json& answer) { read_hashes(answer, disks); });
     tell_lies({{"generation", 1}}, [&](const Json& answer) { read_check(answer, 1); });
+    tell_lies(
+        {{"findings", {{{"level", "problem"}, {"about", "a"}, {"text", "b"}, {"advice", "c"}}}},
+         {"at_home", false},
+         {"kvm", true},
+         {"cpu", {{"model", "m"}, {"flags", {"sse"}}}}},
+        [](const Json& answer) { read_survey(answer); });
+    tell_lies({{"tcp", {1, 2}}, {"udp", {3}}},
+              [](const Json& answer) { read_probe(answer, 2, 1); });
     tell_lies({{"version", 2}, {"program_version", "1"}},
               [&](const Json& answer) { read_hello(answer, 2, "b"); });
 }
@@ -171,4 +179,40 @@ TEST_CASE("notices: only text, of a known level, and nothing that a terminal obe
     CHECK(read_notice({nullptr, "log", params}).text == "a [2Jb c  \xc3\xa9");
     CHECK(read_notice({nullptr, "log", params}).level == "error");
     CHECK(printable(std::string(1999, 'a') + "\xc3\xa9") == std::string(1999, 'a') + "...");
+}
+
+TEST_CASE(
+    "what another side finds of itself is shown as text, and no more of it than can be read") {
+    Json survey{{"findings",
+                 {{{"level", "warning"},
+                   {"about", "im\x1b[2Jages"},
+                   {"text", "a\nproblem  here"},
+                   {"advice", ""}}}},
+                {"at_home", true},
+                {"kvm", false},
+                {"cpu", {{"model", "m\x07"}, {"flags", {"sse", 5, std::string(41, 'x')}}}}};
+    const Survey read = read_survey(said(survey));
+    CHECK(read.findings.at(0) == Finding{Level::warning, "im [2Jages", "a problem  here", ""});
+    CHECK(read.at_home);
+    CHECK_FALSE(read.kvm);
+    CHECK(read.cpu.model == "m ");
+    CHECK((read.cpu.flags == std::set<std::string>{"sse"}));
+    const Json one = survey["findings"][0];
+    survey["findings"] = Json(101, one);
+    CHECK(kind_of([&] { read_survey(said(survey)); }) == ErrorKind::peer);
+    survey["findings"] = Json(100, one);
+    CHECK(read_survey(said(survey)).findings.size() == 100);
+    survey["findings"][99]["level"] = "fatal";
+    CHECK(kind_of([&] { read_survey(said(survey)); }) == ErrorKind::peer);
+}
+
+TEST_CASE("ports that were not asked for are none") {
+    for (const Json& ports :
+         {Json::array(), Json{1}, Json{1, 2, 3}, Json{0, 2}, Json{1, 65536}, Json{1, "2"}}) {
+        CHECK(kind_of([&] {
+                  read_probe(said({{"tcp", ports}, {"udp", Json::array()}}), 2, 0);
+              }) == ErrorKind::peer);
+    }
+    CHECK((read_probe(said({{"tcp", {9, 8}}, {"udp", {7}}}), 2, 1).tcp ==
+           std::vector<uint16_t>{9, 8}));
 }

@@ -35,3 +35,16 @@ TEST_CASE("agent: names of disks are names") {
         CHECK_THROWS_AS(named_disks_param(Json{{"vm", "vm1"}, {"disks", bad}}), Error);
     }
 }
+
+TEST_CASE("agent: what a survey is told of the disks is bytes by name") {
+    CHECK(used_param(Json::object()).empty());
+    CHECK(used_param(Json::parse(R"({"used": {"root": 7}})")).at("root") == 7);
+    for (const char* const bad : {R"({"used": 5})",
+                                  R"({"used": [5]})",
+                                  R"({"used": "root"})",
+                                  R"({"used": {"root": -1}})",
+                                  R"({"used": {"root": "7"}})",
+                                  R"({"used": {"root": 7, "data": 1.5}})"}) {
+        CHECK_THROWS_WITH(used_param(Json::parse(bad)), doctest::Contains("'used'"));
+    }
+}
