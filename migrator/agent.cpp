@@ -32,7 +32,7 @@ namespace {
 using rpc::Json;
 
 constexpr uint64_t protocol_version = 2;
-constexpr std::chrono::seconds life_interval{5}, longest_silence{60};
+constexpr std::chrono::seconds life_interval{5};
 
 std::string host_name() {
     char name[256] = "";
@@ -98,7 +98,12 @@ public:
           hashes_(site), probe_(executor, site) {
         RpcPeer::Events events;
         events.on_request = [this](rpc::Request request) { take(std::move(request)); };
-        events.on_notification = [this](const rpc::Request&) { last_heard_ = Clock::now(); };
+        events.on_notification = [this](const rpc::Request& notification) {
+            heard();
+            if (notification.method == "alive") {
+                patience_ = patience_param(notification.params);
+            }
+        };
         events.on_close = [this](const std::string&) { end_of_input(); };
         peer_ = RpcPeer::create(
             executor, "coordinator", taken(STDIN_FILENO), taken(STDOUT_FILENO), std::move(events));
@@ -147,7 +152,7 @@ private:
             if (error) {
                 return;
             }
-            if (Clock::now() - last_heard_ > longest_silence) {
+            if (Clock::now() - last_heard_ > patience_) {
                 fmt::print(stderr, "drover agent: nothing was heard of the coordinator\n");
                 end_of_input();
                 return;
@@ -156,8 +161,13 @@ private:
         });
     }
 
-    void take(rpc::Request request) {
+    void heard() {
         last_heard_ = Clock::now();
+        destination_.heard();
+    }
+
+    void take(rpc::Request request) {
+        heard();
         if (request.method == "refuse" || request.method == "take_over") {
             interrupt();
         }
@@ -290,6 +300,7 @@ private:
     std::deque<rpc::Request> requests_;
     asio::cancellation_signal stop_;
     Deadline last_heard_ = Clock::now();
+    std::chrono::seconds patience_ = longest_silence;
     std::string serving_;
     bool ended_ = false, finished_ = false;
 };

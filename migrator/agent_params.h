@@ -6,6 +6,7 @@
 #include "common/json_rpc.h"
 #include "migrator/config.h"
 
+#include <chrono>
 #include <map>
 #include <string>
 #include <vector>
@@ -25,6 +26,12 @@ struct NamedDisks {
     std::vector<Disk> disks;
 };
 NamedDisks named_disks_param(const rpc::Json& params, bool with_uuids = false);
+
+// How long an agent waits to hear from its coordinator before it takes that for dead: `patience_s`
+// of `alive`, within bounds, since what it has begun is in the way of others meanwhile.
+inline constexpr std::chrono::seconds longest_silence{60}; // where it was told nothing
+inline constexpr std::chrono::seconds longest_patience = std::chrono::hours(24);
+std::chrono::seconds patience_param(const rpc::Json& params) noexcept;
 
 // `used` of `survey`: how much of each disk holds anything, in bytes, by their names; it may be
 // left out. Throws Error(usage).

@@ -74,17 +74,28 @@ void Destination::require_not_promoted(const char* method) const {
     }
 }
 
+void Destination::heard() const {
+    if (lock_) {
+        lock_->touch();
+    }
+}
+
 // One agent for a VM; the lock ends with this process. Of the same migration the last one to come
-// acts: the way to the one before has been lost.
+// acts: the way to the one before has been lost. So it has for one of another migration that has
+// long heard nothing, however patient it was told to be.
 asio::awaitable<void> Destination::lock(milliseconds patience) {
     make_directories(paths().vm_state(vm_.name), 0700);
     lock_.emplace(paths().agent_lock(vm_.name));
     bool locked = lock_->try_lock("agent");
-    if (!locked && patience.count() != 0) {
-        const auto holder = lock_->holder();
-        if (holder && holder->migration == migration_) {
-            co_await end_process(holder->pid, holder->started, patience);
+    const auto holder = locked ? std::nullopt : lock_->holder();
+    if (!locked && holder) {
+        const bool same = holder->migration == migration_ && patience.count() != 0;
+        if (same || lock_->untouched_for() > longest_silence) {
+            co_await end_process(holder->pid, holder->started, displace_patience);
+            patience = displace_patience;
         }
+    }
+    if (!locked && patience.count() != 0) {
         locked = co_await lock_->lock_within("agent", patience);
     }
     if (!locked) {

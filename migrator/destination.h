@@ -31,6 +31,9 @@ public:
     Destination(asio::any_io_executor executor, const SiteConfig& site, Lost lost, Warn warn);
     ~Destination();
 
+    // The coordinator lives: others see by the VM's lock when that was last known.
+    void heard() const;
+
     // The methods of docs/control.md. Each throws Error.
     rpc::Json check(const rpc::Json& params);
     asio::awaitable<rpc::Json> look_at_segment(rpc::Json params);

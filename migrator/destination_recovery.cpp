@@ -62,15 +62,16 @@ asio::awaitable<DestinationRecovery::Result> DestinationRecovery::run() {
     co_return co_await settle_whole(decisive);
 }
 
-// Whatever the operator says of the source: an agent that still runs has heard of it.
+// Whatever the operator says of the source: an agent has heard of it lately. One that has not is
+// ended by the take-over.
 void DestinationRecovery::refuse_if_under_way() const {
     RunLock probe(paths().agent_lock(vm_));
-    if (!probe.try_lock("recover")) {
+    if (!probe.try_lock("recover") && probe.untouched_for() <= longest_silence) {
         const auto holder = probe.holder();
         throw Error(
             ErrorKind::state,
             fmt::format("{} is being migrated to this host (its agent is process {}). Should "
-                        "its source be gone, the agent notices within a minute or so, and ends",
+                        "its source be gone, that is known a minute later: try again then",
                         vm_,
                         holder ? holder->pid : 0));
     }

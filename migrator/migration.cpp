@@ -304,6 +304,7 @@ asio::awaitable<void> Migration::replicate(SourceDisk& disk, Json to, bool compa
     if (compare) {
         params["compare"] = true;
     }
+    params["reconnect_ms"] = milliseconds(link_patience()).count();
     if (max_bandwidth_ != 0) {
         params["max_bandwidth"] = std::max<uint64_t>(max_bandwidth_ / disks_.size(), 1);
     }
@@ -334,6 +335,7 @@ asio::awaitable<void> Migration::copy() {
     Deadline stalled = no_deadline;
     uint64_t least = std::numeric_limits<uint64_t>::max(); // of what was left
     const auto ready = [](const auto& disk) { return disk->ready(); };
+    agent_.wait_for_us(link_patience());
     for (const auto& disk : disks_) {
         disk->may_end(!to_plain_server()); // that may still do what the old one had sent
     }
@@ -343,6 +345,7 @@ asio::awaitable<void> Migration::copy() {
                 co_await revive(i);
             }
         }
+        tell_of_links();
         show_progress();
         uint64_t left = 0;
         bool told = true; // each disk has said how far it is
@@ -369,8 +372,27 @@ asio::awaitable<void> Migration::copy() {
     for (const auto& disk : disks_) {
         disk->may_end(false);
     }
+    agent_.wait_for_us(longest_silence); // from here on others may have to decide without us
     show_progress();
     report_.times.ready = Clock::now();
+}
+
+// How long a link may be down while the disks are copied.
+std::chrono::seconds Migration::link_patience() const {
+    const std::chrono::seconds wanted = options_.stall_timeout;
+    return wanted.count() == 0 ? longest_patience : std::max(wanted, longest_silence);
+}
+
+void Migration::tell_of_links() {
+    for (const auto& disk : disks_) {
+        const bool lost = disk->link_lost();
+        if (lost && links_lost_.insert(disk.get()).second) {
+            say("warning",
+                fmt::format("disk {}: {}; the link is dialled anew", disk->name(), disk->error()));
+        } else if (!lost && links_lost_.erase(disk.get()) != 0) {
+            say("info", fmt::format("disk {}: the link is there again", disk->name()));
+        }
+    }
 }
 
 // A new stream of the same migration, which sends what the destination does not have. The link may

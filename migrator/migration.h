@@ -15,6 +15,7 @@
 
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -55,6 +56,8 @@ private:
     asio::awaitable<void> prepare();
     asio::awaitable<void> copy();
     asio::awaitable<void> revive(size_t index);
+    std::chrono::seconds link_patience() const;
+    void tell_of_links();
     Error not_ready(const std::string& since) const;
     asio::awaitable<void> memory();
     asio::awaitable<void> switch_over();
@@ -136,12 +139,13 @@ private:
     std::unique_ptr<Journal> journal_; // once something is touched
     bool agent_prepared_ = false;      // a refusal is owed, whatever came back
     std::string data_address_, psk_key_;
-    bool wants_tunnel_ = false; // to be opened by this migration
-    bool stretched_ = false;    // or the segment is to be told
-    std::string network_why_;   // why network.mode = "auto" has chosen it; else empty
-    bool leads_home_ = false;   // there are tunnels to the site that the VM came from
-    Prepared prepared_;         // by disk, as the next ones
-    std::vector<Json> targets_; // where its stream goes
+    bool wants_tunnel_ = false;              // to be opened by this migration
+    bool stretched_ = false;                 // or the segment is to be told
+    std::string network_why_;                // why network.mode = "auto" has chosen it; else empty
+    bool leads_home_ = false;                // there are tunnels to the site that the VM came from
+    Prepared prepared_;                      // by disk, as the next ones
+    std::vector<Json> targets_;              // where its stream goes
+    std::set<const SourceDisk*> links_lost_; // that the operator was told of
     std::vector<ForwardKey> forward_keys_;
     std::vector<uint64_t> handover_lsns_;
     std::optional<MemoryProgress> memory_;

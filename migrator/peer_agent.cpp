@@ -76,10 +76,21 @@ void PeerAgent::beat() {
     beat_->expires_after(beat_interval);
     beat_->async_wait([this](asio::error_code error) {
         if (!error && connected()) {
-            process_->notify("alive", Json::object());
+            tell_alive();
             beat();
         }
     });
+}
+
+void PeerAgent::tell_alive() {
+    process_->notify("alive", Json{{"patience_s", patience_.count()}});
+}
+
+void PeerAgent::wait_for_us(std::chrono::seconds patience) {
+    patience_ = patience;
+    if (connected()) {
+        tell_alive();
+    }
 }
 
 asio::awaitable<Json> PeerAgent::call(std::string method, Json params, milliseconds patience) {

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "migrator/agent_answers.h"
+#include "migrator/agent_params.h"
 #include "migrator/cli.h"
 #include "migrator/rsh.h"
 #include "migrator/sides.h"
@@ -39,6 +40,9 @@ public:
     const std::string& program_version() const { return program_version_; } // after it
     // What comes back is for agent_answers.h to read.
     asio::awaitable<rpc::Json> call(std::string method, rpc::Json params, milliseconds patience);
+    // How long it waits to hear from us before it takes us for dead. At first the agent's own
+    // longest_silence.
+    void wait_for_us(std::chrono::seconds patience);
     bool connected() const { return process_ && !process_->closed(); }
     pid_t pid() const { return process_ ? process_->pid() : 0; }
     // Closes its input and waits for it to end. Nothing to do if it was not started.
@@ -54,6 +58,7 @@ public:
 
 private:
     void beat();
+    void tell_alive();
     void take_notice(const rpc::Request& request) const;
     asio::awaitable<rpc::Json>
     call_acting(std::string method, rpc::Json params, milliseconds patience);
@@ -70,6 +75,7 @@ private:
     bool disk_only_ = false;
     std::unique_ptr<AgentProcess> process_;
     std::unique_ptr<asio::steady_timer> beat_;
+    std::chrono::seconds patience_ = longest_silence;
     bool doubtful_ = false; // it owes an answer: who asks again asks another one
     bool acts_ = false;     // for this migration: it has prepared it, or taken it over
 };

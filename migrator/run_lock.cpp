@@ -9,6 +9,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/file.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -53,12 +54,25 @@ void RunLock::note_migration(const std::string& migration) {
     write_note(migration);
 }
 
+void RunLock::touch() const {
+    if (fd_) {
+        ::futimens(fd_.get(), nullptr);
+    }
+}
+
+std::chrono::seconds RunLock::untouched_for() const {
+    struct stat info {};
+    if (::stat(path_.c_str(), &info) != 0) {
+        return std::chrono::seconds(0);
+    }
+    return std::chrono::seconds(::time(nullptr) - info.st_mtim.tv_sec);
+}
+
 // Not renamed into its place, as the lock is on the file. A reader that comes between finds
 // nothing.
 void RunLock::write_note(const std::string& migration) {
     const pid_t own = ::getpid();
-    const std::string text =
-        lock_note({own, start_of_process(own).value_or(0), what_, migration});
+    const std::string text = lock_note({own, start_of_process(own).value_or(0), what_, migration});
     if (::ftruncate(fd_.get(), 0) != 0 ||
         ::pwrite(fd_.get(), text.data(), text.size(), 0) != static_cast<ssize_t>(text.size())) {
         throw_errno(path_);

@@ -28,6 +28,10 @@ public:
     bool is_held() const;
     // Under the lock.
     void note_migration(const std::string& migration);
+    // Its holder has something to live for still. Nothing where it has no lock.
+    void touch() const;
+    // Since it was taken, or touched, by whoever has it; by the host's clock.
+    std::chrono::seconds untouched_for() const;
 
 private:
     void write_note(const std::string& migration);

@@ -137,6 +137,7 @@ asio::awaitable<void> SourceDisk::revive() {
         counted_before_[key] += number(key);
     }
     last_replication_ = Json::object();
+    had_link_ = false;
     commands_ = co_await connect_aside();
     co_await refresh();
     if (status_.value("role", "") != "owner") {
@@ -167,13 +168,9 @@ void SourceDisk::keep_status(const Json& status) {
 void SourceDisk::take_status(const Json& status) {
     keep_status(status);
     if (phase() == "failed") {
-        const Json reason = status_["replication"].value("error", Json());
-        fail(Error(ErrorKind::peer,
-                   fmt::format("disk {}: {}",
-                               name(),
-                               reason.is_string() ? reason.get<std::string>()
-                                                  : "its replication has failed")));
+        fail(Error(ErrorKind::peer, fmt::format("disk {}: {}", name(), error())));
     }
+    had_link_ = had_link_ || (!phase().empty() && phase() != "connecting");
 }
 
 void SourceDisk::fail(const Error& error) {
@@ -328,6 +325,12 @@ uint64_t SourceDisk::number(const char* key) const {
 uint64_t SourceDisk::total(const char* key) const {
     const auto before = counted_before_.find(key);
     return number(key) + (before == counted_before_.end() ? 0 : before->second);
+}
+
+std::string SourceDisk::error() const {
+    const Json replication = status_.value("replication", Json());
+    const Json reason = replication.is_object() ? replication.value("error", Json()) : Json();
+    return reason.is_string() ? reason.get<std::string>() : "its replication has failed";
 }
 
 bool SourceDisk::ready() const {

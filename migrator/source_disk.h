@@ -72,6 +72,9 @@ public:
     // Dirty, or on its way and not acknowledged.
     uint64_t left_bytes() const { return number("dirty_bytes") + number("lag_bytes"); }
     bool ready() const;
+    // It had a link to the destination, and has not now; error() says why.
+    bool link_lost() const { return had_link_ && phase() == "connecting"; }
+    std::string error() const;
 
     // What another coordinator has begun, and not lived to end.
     bool has_leftover() const { return !phase().empty(); }
@@ -96,7 +99,7 @@ private:
     std::function<void(const Error&)> failed_;
     std::shared_ptr<RpcPeer> commands_, watcher_;
     Restarts restarts_;
-    bool may_end_ = false, ended_ = false;
+    bool may_end_ = false, ended_ = false, had_link_ = false;
     std::string why_; // it has
     std::string made_token_hash_;
     rpc::Json status_ = rpc::Json::object(), last_replication_ = rpc::Json::object();

@@ -15,6 +15,7 @@ using rpc::Json;
 using std::chrono::milliseconds;
 
 constexpr uint64_t default_quiesce_timeout_ms = 60'000;
+constexpr milliseconds longest_reconnect = std::chrono::hours(24 * 365);
 
 const char* to_string(Sender::Phase phase) {
     switch (phase) {
@@ -84,7 +85,8 @@ Json SourceControl::replicate(const Json& params) {
                       "downtime_ms",
                       "max_bandwidth",
                       "compress",
-                      "compare"});
+                      "compare",
+                      "reconnect_ms"});
     const std::lock_guard one(context_.control);
     if (tracked_) {
         throw Error(ErrorKind::state, "a replication is under way: `cancel` it first");
@@ -112,6 +114,9 @@ Json SourceControl::replicate(const Json& params) {
         rpc::optional_uint_param(params, "downtime_ms").value_or(sending.downtime_ms);
     sending.max_bandwidth = rpc::optional_uint_param(params, "max_bandwidth").value_or(0);
     sending.compress = compress_param(params);
+    if (const auto limit = rpc::optional_uint_param(params, "reconnect_ms")) {
+        sending.reconnect = milliseconds(std::min<uint64_t>(*limit, longest_reconnect.count()));
+    }
     sending.plain = to.contains("uri");
     sending.to = peer_options(context_.options, to, stream_key);
     stream_key_file_ = sending.to.psk_file;

@@ -48,3 +48,13 @@ TEST_CASE("agent: what a survey is told of the disks is bytes by name") {
         CHECK_THROWS_WITH(used_param(Json::parse(bad)), doctest::Contains("'used'"));
     }
 }
+
+TEST_CASE("agent: how long it waits for its coordinator is what that says, within bounds") {
+    CHECK(patience_param(nullptr) == longest_silence);
+    CHECK(patience_param(rpc::Json::object()) == longest_silence);
+    CHECK(patience_param({{"patience_s", 5U}}) == longest_silence);
+    CHECK(patience_param({{"patience_s", -5}}) == longest_silence);
+    CHECK(patience_param({{"patience_s", "600"}}) == longest_silence);
+    CHECK(patience_param({{"patience_s", 600U}}) == std::chrono::seconds(600));
+    CHECK(patience_param({{"patience_s", UINT64_MAX}}) == longest_patience);
+}
