@@ -100,7 +100,12 @@ kill -9 "$(pgrep -P "$migration" -f 'agent --stdio')"
 ended 1
 expect_text first.err "the agent at b is gone"
 started # what it has left is no hindrance
-is_alive() { [[ $(jq .pid b/run/vm/root.json 2>/dev/null) != "$1" && -e /proc/$(jq .pid b/run/vm/root.json 2>/dev/null) ]]; }
+# Another one, which serves the disk.
+is_alive() {
+    local now
+    now=$("$tmp/at" b drover ctl vm/root status 2>/dev/null | jq .pid) || return 1
+    [[ -n $now && $now != "$1" ]]
+}
 for _ in 1 2 3; do
     server=$(jq .pid b/run/vm/root.json)
     kill -9 "$server"

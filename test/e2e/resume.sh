@@ -40,7 +40,11 @@ copied() {
     now=$(left)
     [[ $now -gt 0 && $now -le $1 ]]
 }
-is_another() { [[ $(serves "$1") != "$2" && -e /proc/$(serves "$1") ]]; }
+is_another() {
+    local now
+    now=$("$tmp/at" "$1" drover ctl vm/root status 2>/dev/null | jq .pid) || return 1
+    [[ -n $now && $now != "$2" ]]
+}
 has_flushed() { [[ $(replication durable) -gt 0 ]]; }
 # killed SIDE...: all at once
 killed() {
