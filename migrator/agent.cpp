@@ -89,6 +89,7 @@ public:
           destination_(
               executor,
               site,
+              "agent",
               [this](const std::string& event, const std::string& detail) {
                   peer_->notify("event", Json{{"event", event}, {"detail", detail}});
               },

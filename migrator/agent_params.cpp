@@ -52,12 +52,12 @@ NamedDisks named_disks_param(const Json& params, bool with_uuids) {
     return named;
 }
 
-std::chrono::seconds patience_param(const Json& params) noexcept {
-    const auto found = params.is_object() ? params.find("patience_s") : params.end();
-    const bool told = params.is_object() && found != params.end() && found->is_number_unsigned();
-    const uint64_t seconds =
-        std::min<uint64_t>(told ? found->get<uint64_t>() : 0, longest_patience.count());
-    return std::max(longest_silence, std::chrono::seconds(seconds));
+std::chrono::seconds patience_param(const Json& params) {
+    const Json told = params.is_object() ? params.value("patience_s", Json()) : Json();
+    const uint64_t seconds = told.is_number_unsigned() ? told.get<uint64_t>() : 0;
+    return std::clamp(std::chrono::seconds(std::min<uint64_t>(seconds, longest_patience.count())),
+                      longest_silence,
+                      longest_patience);
 }
 
 std::map<std::string, uint64_t> used_param(const Json& params) {

@@ -31,7 +31,7 @@ NamedDisks named_disks_param(const rpc::Json& params, bool with_uuids = false);
 // of `alive`, within bounds, since what it has begun is in the way of others meanwhile.
 inline constexpr std::chrono::seconds longest_silence{60}; // where it was told nothing
 inline constexpr std::chrono::seconds longest_patience = std::chrono::hours(24);
-std::chrono::seconds patience_param(const rpc::Json& params) noexcept;
+std::chrono::seconds patience_param(const rpc::Json& params);
 
 // `used` of `survey`: how much of each disk holds anything, in bytes, by their names; it may be
 // left out. Throws Error(usage).

@@ -9,6 +9,7 @@
 #include "migrator/paths.h"
 #include "migrator/probe.h"
 #include "migrator/run_lock.h"
+#include "migrator/segment.h"
 #include "migrator/serve.h"
 #include "migrator/source_disk.h"
 #include "migrator/source_recovery.h"
@@ -253,16 +254,14 @@ private:
         }
         try {
             leads_home_ = has_tunnel(tunnel_ends(vm_.name), false);
-            if (!leads_home_ && vm_.network.mode != NetworkSpec::Mode::automatic) {
-                network_ = vm_.network.mode;
-            }
-            if (vm_.network.mode == NetworkSpec::Mode::automatic && !leads_home_) {
+            if (!leads_home_ && vm_.network.mode == NetworkSpec::Mode::automatic) {
                 say({Level::note,
                      "network",
                      "mode = \"auto\": whether the sites are one segment, or a tunnel is needed, "
-                     "is "
-                     "found out as the migration begins",
+                     "is found out as the migration begins",
                      fmt::format("`drover migrate --dry-run {} HOST` tells", vm_.name)});
+            } else if (!leads_home_) {
+                network_ = vm_.network.mode;
             }
             if (!wants_tunnel()) {
                 return;
@@ -285,11 +284,9 @@ private:
 
     void look_at_home() {
         std::vector<std::string> bridges, addresses;
-        for (const NicSpec& nic : vm_.nics) {
-            if (!nic.addresses.empty()) {
-                bridges.push_back(home_bridge(nic));
-                addresses.insert(addresses.end(), nic.addresses.begin(), nic.addresses.end());
-            }
+        for (const NicSpec& nic : addressed(vm_.nics)) {
+            bridges.push_back(home_bridge(nic));
+            addresses.insert(addresses.end(), nic.addresses.begin(), nic.addresses.end());
         }
         for (const Finding& finding : forward_findings(bridges, "the tunnel's frames")) {
             say(finding);
@@ -420,11 +417,7 @@ private:
 
     asio::awaitable<void> try_ports() {
         const size_t streams = vm_.disks.size() + (with_memory() ? 1 : 0);
-        const auto carried = [](const NicSpec& nic) { return !nic.addresses.empty(); };
-        const size_t datagrams =
-            wants_tunnel()
-                ? static_cast<size_t>(std::count_if(vm_.nics.begin(), vm_.nics.end(), carried))
-                : 0;
+        const size_t datagrams = wants_tunnel() ? addressed(vm_.nics).size() : 0;
         const std::string word = random_hex(probe_word_digits / 2);
         Json params{{"word", word}, {"tcp", streams}, {"udp", datagrams}};
         ProbePorts ports;

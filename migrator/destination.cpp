@@ -51,9 +51,11 @@ private:
 
 Destination::Destination(asio::any_io_executor executor,
                          const SiteConfig& site,
+                         std::string acts_as,
                          Lost lost,
                          Warn warn)
-    : executor_(std::move(executor)), site_(site), lost_(std::move(lost)), warn_(std::move(warn)) {}
+    : executor_(std::move(executor)), site_(site), acts_as_(std::move(acts_as)),
+      lost_(std::move(lost)), warn_(std::move(warn)) {}
 
 Destination::~Destination() = default;
 
@@ -74,6 +76,11 @@ void Destination::require_not_promoted(const char* method) const {
     }
 }
 
+bool Destination::is_forgotten(const RunLock& lock) {
+    const auto holder = lock.holder();
+    return holder && holder->what == "agent" && lock.untouched_for() > longest_silence;
+}
+
 void Destination::heard() const {
     if (lock_) {
         lock_->touch();
@@ -86,17 +93,16 @@ void Destination::heard() const {
 asio::awaitable<void> Destination::lock(milliseconds patience) {
     make_directories(paths().vm_state(vm_.name), 0700);
     lock_.emplace(paths().agent_lock(vm_.name));
-    bool locked = lock_->try_lock("agent");
-    const auto holder = locked ? std::nullopt : lock_->holder();
-    if (!locked && holder) {
+    bool locked = lock_->try_lock(acts_as_);
+    if (const auto holder = locked ? std::nullopt : lock_->holder()) {
         const bool same = holder->migration == migration_ && patience.count() != 0;
-        if (same || lock_->untouched_for() > longest_silence) {
+        if (same || is_forgotten(*lock_)) {
             co_await end_process(holder->pid, holder->started, displace_patience);
             patience = displace_patience;
         }
     }
     if (!locked && patience.count() != 0) {
-        locked = co_await lock_->lock_within("agent", patience);
+        locked = co_await lock_->lock_within(acts_as_, patience);
     }
     if (!locked) {
         throw Error(ErrorKind::state,

@@ -28,8 +28,17 @@ public:
     using Warn = std::function<void(const std::string& text)>;
 
     // site outlives it.
-    Destination(asio::any_io_executor executor, const SiteConfig& site, Lost lost, Warn warn);
+    // acts_as: what the VM's lock says has it, "agent" or "recover".
+    Destination(asio::any_io_executor executor,
+                const SiteConfig& site,
+                std::string acts_as,
+                Lost lost,
+                Warn warn);
     ~Destination();
+
+    // Whether an agent has the lock that has heard nothing for longest_silence: whoever needs the
+    // VM's name may end it.
+    static bool is_forgotten(const RunLock& lock);
 
     // The coordinator lives: others see by the VM's lock when that was last known.
     void heard() const;
@@ -107,6 +116,7 @@ private:
 
     asio::any_io_executor executor_;
     const SiteConfig& site_;
+    const std::string acts_as_;
     Lost lost_;
     Warn warn_;
     Stage stage_ = Stage::blank;

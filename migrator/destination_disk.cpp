@@ -195,8 +195,12 @@ void DestinationDisk::restart() {
             if (failure) {
                 std::rethrow_exception(failure);
             }
-            served_ = *served;
+            const uint16_t known = std::exchange(served_, *served).port;
             connect();
+            if (served_.port != known) {
+                throw Error(ErrorKind::io,
+                            fmt::format("disk {}: its port {} has been taken", disk_.name, known));
+            }
         } catch (const std::exception& error) {
             if (events_.lost) {
                 std::exchange(events_, {}).lost(error.what());

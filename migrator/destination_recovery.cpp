@@ -31,6 +31,7 @@ DestinationRecovery::DestinationRecovery(asio::any_io_executor executor,
       destination_(
           executor,
           site,
+          "recover",
           [](const std::string&, const std::string&) {},
           [](const std::string&) {}) {}
 
@@ -66,7 +67,7 @@ asio::awaitable<DestinationRecovery::Result> DestinationRecovery::run() {
 // ended by the take-over.
 void DestinationRecovery::refuse_if_under_way() const {
     RunLock probe(paths().agent_lock(vm_));
-    if (!probe.try_lock("recover") && probe.untouched_for() <= longest_silence) {
+    if (!probe.try_lock("recover") && !Destination::is_forgotten(probe)) {
         const auto holder = probe.holder();
         throw Error(
             ErrorKind::state,

@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <array>
 #include <filesystem>
+#include <thread>
 
 #include <fcntl.h>
 #include <grp.h>
@@ -331,12 +332,29 @@ void wait_until_served(const SiteConfig& site,
     check_nbd_greeting(paths().disk_socket(vm, disk.name));
 }
 
+// The kernel closes what a process held that has been killed in any order: its control socket
+// may be gone for a moment while its port is not.
+Listener listen_for_peers(const SiteConfig& site, uint16_t port) {
+    constexpr milliseconds patience{3000}, pause{20};
+    for (const auto deadline = Clock::now() + patience; port != 0 && Clock::now() < deadline;
+         std::this_thread::sleep_for(pause)) {
+        try {
+            return listen_tcp(site.listen, port);
+        } catch (const Error& error) {
+            if (error.sys_errno() != EADDRINUSE) {
+                throw;
+            }
+        }
+    }
+    return listen_tcp(site);
+}
+
 // Under the lock.
 ServedDisk start_new(const SiteConfig& site, const std::string& vm, const ServeDisk& disk) {
     const std::string log = paths().disk_log(vm, disk.name);
     const uint64_t log_start = file_size(log);
     const UniqueFd socket = listen_unix(site, paths().disk_socket(vm, disk.name));
-    const Listener tcp = disk.port != 0 ? listen_tcp(site.listen, disk.port) : listen_tcp(site);
+    const Listener tcp = listen_for_peers(site, disk.port);
     SpawnOptions options;
     options.argv = nbdkit_command(vm, disk);
     options.env = tls_environment();

@@ -22,7 +22,7 @@ struct ServeDisk {
     ServeRole role = ServeRole::source;
     uint64_t size = 0;       // bytes, destination: what the image is created with
     uint64_t block_size = 0; // bytes, 0: the plugin's default
-    uint16_t port = 0;       // NBD over TLS, for replication; 0: one that is free
+    uint16_t port = 0;       // NBD over TLS, for replication; taken, or 0: one that is free
 };
 
 struct ServedDisk {

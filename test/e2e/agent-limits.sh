@@ -186,6 +186,22 @@ wait_for 20 eventually_gone "$pid"
 [[ -z $(ls elsewhere) ]] || fail "a link was followed: $(ls elsewhere)"
 [[ ! -e b/images/mine ]] || fail "what it had begun is still there"
 
+echo "# an agent that nobody has spoken to for a minute is in nobody's way"
+start_agent
+granted prepare "$(prepare '.name = "quiet"')"
+quiet=$agent_pid quiet_to=$to quiet_from=$from
+start_agent 2>/dev/null # bash says that the other one is there still
+migration=$(printf 'ba%.0s' {1..16})
+ask prepare "$(prepare '.name = "quiet"' 60)"
+[[ $(jq -r .error.message <<<"$answer") == *"another migration of quiet to this host is under way"* ]] || fail "two at once: $answer"
+touch -d '2 minutes ago' b/state/quiet/agent.lock
+granted prepare "$(prepare '.name = "quiet"' 60)"
+wait_for 20 eventually_gone "$quiet"
+end_agent
+exec {quiet_to}>&- {quiet_from}<&-
+[[ ! -e b/images/quiet ]] || fail "what they had begun is still there"
+migration=$(printf 'ab%.0s' {1..16})
+
 echo "# a VM that another peer has brought here"
 truncate -s 32M a/images/own.img
 printf 'name = "own"\nhypervisor = "none"\n[[disk]]\nname = "root"\nfile = "%s"\n' "$tmp/a/images/own.img" >a/vm.d/own.toml

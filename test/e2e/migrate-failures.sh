@@ -109,7 +109,11 @@ is_alive() {
 for _ in 1 2 3; do
     server=$(jq .pid b/run/vm/root.json)
     kill -9 "$server"
-    wait_for 20 is_alive "$server"
+    end=$((SECONDS + 20))
+    until is_alive "$server"; do
+        ((SECONDS < end)) || fail "it is not started again: $(cat first.out first.err)"
+        sleep 0.02
+    done
 done
 kill -9 "$(jq .pid b/run/vm/root.json)"
 ended 1

@@ -20,15 +20,7 @@ announcers() { ip netns pids "$(lab_sites netns "$1")" | xargs -r ps -o args= -p
 announces() { [[ $(announcers "$1") == 1 ]]; }
 silent() { [[ $(announcers "$1") == 0 ]]; }
 
-lab_up
-LAB_NETWORK=tunnel
-lab_make_vm vm root=64M:8
-lab_sites route src
-at src drover serve vm >/dev/null
-lab_start_guest vm src "$LAB/src/run/vm/root.sock" -- rec_rate=50
-wait_for 180 grep -qs "guest: up" "$LAB/src/console.log"
-lab_start_client
-lab_wait_acknowledged 20
+one_disk_guest_up
 
 echo "# stretched: only where the other site allows it"
 mode stretched

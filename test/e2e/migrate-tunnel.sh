@@ -52,15 +52,7 @@ move() { # FROM COMMAND...
     at "$@" >out 2>err || fail "status $?: $(cat out err)"
 }
 
-lab_up
-LAB_NETWORK=tunnel
-lab_make_vm vm root=64M:8
-lab_sites route src
-at src drover serve vm >/dev/null
-lab_start_guest vm src "$LAB/src/run/vm/root.sock" -- rec_rate=50
-wait_for 180 grep -qs "guest: up" "$LAB/src/console.log"
-lab_start_client
-lab_wait_acknowledged 20
+one_disk_guest_up
 routes >routes.before
 
 echo "# what this site can't do, and what the other one does not allow: nothing is touched"

@@ -54,8 +54,12 @@ killed() {
         was[$side]=$(serves "$side")
     done
     kill -9 "${was[@]}"
+    local end=$((SECONDS + 20))
     for side; do
-        wait_for 20 is_another "$side" "${was[$side]}"
+        until is_another "$side" "${was[$side]}"; do
+            ((SECONDS < end)) || fail "$side's is not started again: $(cat out err)"
+            sleep 0.02
+        done
     done
 }
 client_goes_on() {

@@ -105,17 +105,19 @@ TEST_CASE("whatever does not fit this site's limits and patterns is refused, wit
                          Error);
 }
 
+static std::string refusal_of(const SiteConfig& site, const Json& vm) {
+    try {
+        check_description(site, vm, false);
+    } catch (const Error& error) {
+        return error.what();
+    }
+    return "not refused";
+}
+
 TEST_CASE("a tunnel is for sites that have a port for it, and for the networks that they allow") {
     SiteConfig site = site_with_qemu();
     Json vm = good();
-    const auto refusal = [&] {
-        try {
-            check_description(site, vm, false);
-        } catch (const Error& error) {
-            return std::string(error.what());
-        }
-        return std::string("not refused");
-    };
+    const auto refusal = [&] { return refusal_of(site, vm); };
     vm["tunnel"] = true;
     CHECK(refusal() ==
           "the VM wants to keep its addresses by a tunnel: drover.toml has no [tunnel]");
@@ -142,14 +144,7 @@ TEST_CASE("a tunnel is for sites that have a port for it, and for the networks t
 TEST_CASE("a VM stays in its segment only where the site says so, for the networks it says") {
     SiteConfig site = site_with_qemu();
     Json vm = good();
-    const auto refusal = [&] {
-        try {
-            check_description(site, vm, false);
-        } catch (const Error& error) {
-            return std::string(error.what());
-        }
-        return std::string("not refused");
-    };
+    const auto refusal = [&] { return refusal_of(site, vm); };
     vm["stretched"] = true;
     CHECK(refusal() == "the VM is to stay in its segment: drover.toml has no [stretched]");
     site.stretched.allowed = true;
