@@ -134,7 +134,8 @@ void DestinationControl::make_replica() {
             },
         .voided = [&record, voided] { record.update(voided); },
     };
-    const auto replica = std::make_shared<Replica>(context_.backend, identity, events);
+    const auto replica =
+        std::make_shared<Replica>(context_.backend, identity, events, context_.options.client_gone);
     const std::lock_guard lock(mutex_);
     replica_ = replica;
 }

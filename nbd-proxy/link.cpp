@@ -128,13 +128,13 @@ void Link::wake() {
     }
 }
 
-Link::Segments Link::segments() const {
+Link::TcpFacts Link::tcp() const {
     tcp_info info{};
     socklen_t length = sizeof info;
     if (getsockopt(nbd_aio_get_fd(handle_.get()), IPPROTO_TCP, TCP_INFO, &info, &length) < 0) {
         return {};
     }
-    return {info.tcpi_segs_out, info.tcpi_total_retrans};
+    return {info.tcpi_segs_out, info.tcpi_total_retrans, info.tcpi_min_rtt};
 }
 
 void Link::run() {
@@ -377,7 +377,7 @@ void Link::finish_requests() {
     const uint64_t now_us = monotonic_us();
     heard_us_ = now_us;
     int error = 0;
-    bool in_sync = false;
+    bool nothing_left = false;
     {
         const std::lock_guard lock(tracked_.mutex);
         for (auto it = requests_.begin(); it != requests_.end();) {
@@ -397,10 +397,11 @@ void Link::finish_requests() {
             in_flight_ -= it->bytes;
             it = requests_.erase(it);
         }
-        in_sync = tracked_.source.in_sync();
+        const Source::Progress progress = tracked_.source.progress();
+        nothing_left = progress.in_sync && progress.dirty_bytes + progress.lag_bytes == 0;
         tracked_.changed.notify_all();
     }
-    context_.acknowledged(in_sync);
+    context_.acknowledged(nothing_left);
     if (error == ENOTCONN || error == ESHUTDOWN) {
         lost(connected() ? "it is being shut down" : libnbd_error());
     }

@@ -51,7 +51,7 @@ struct StreamContext {
     // The holes of the whole disk have been captured.
     std::atomic<bool> holes_known{false};
     // Frames were: others may have to look again. Called by any link's thread.
-    std::function<void(bool in_sync)> acknowledged;
+    std::function<void(bool nothing_left)> acknowledged;
 };
 
 // Leaves the processor to the guest: a link that copied while the guest had requests rests for as
@@ -83,11 +83,12 @@ public:
     bool connected() const { return !nbd_ended(handle_.get()); }
     // Thread-safe: there may be work.
     void wake();
-    // Thread-safe. What TCP says of the connection, in segments; zeroes where it is no TCP.
-    struct Segments {
-        uint64_t sent = 0, retransmitted = 0;
+    // Thread-safe. What TCP says of the connection; zeroes where it is no TCP.
+    struct TcpFacts {
+        uint64_t sent = 0, retransmitted = 0; // segments
+        uint64_t round_trip_us = 0;           // the shortest
     };
-    Segments segments() const;
+    TcpFacts tcp() const;
 
 private:
     // A frame, or a part of one, that was sent and not answered.

@@ -72,8 +72,11 @@ void stop_for_test(const char* moment, const DecodedFrame& frame) {
 
 } // namespace
 
-Replica::Replica(Backend& image, const ReplicaIdentity& identity, ReplicaEvents events)
-    : image_(image), identity_(identity), events_(std::move(events)),
+Replica::Replica(Backend& image,
+                 const ReplicaIdentity& identity,
+                 ReplicaEvents events,
+                 ClientGone gone)
+    : image_(image), identity_(identity), events_(std::move(events)), client_gone_(std::move(gone)),
       applier_(identity.migration, identity.generation, identity.largest) {}
 
 void Replica::open_session(const FrameHeader& header) {
@@ -137,7 +140,7 @@ void Replica::apply(std::span<const std::byte> bytes, bool fua) {
             if (admission == Applier::Admission::apply) {
                 break;
             }
-            moved_.wait(lock);
+            wait(lock);
         }
         applier_.started(header);
     }
@@ -170,10 +173,10 @@ void Replica::apply(std::span<const std::byte> bytes, bool fua) {
         applier_.finished(header);
         moved_.notify_all();
         if (fua) {
-            moved_.wait(lock, [&] {
-                return closed_ || applier_.stream() != header.stream || failure_ != 0 ||
-                       applier_.applied() >= last;
-            });
+            while (!closed_ && applier_.stream() == header.stream && failure_ == 0 &&
+                   applier_.applied() < last) {
+                wait(lock);
+            }
             if (closed_) {
                 shut();
             }
@@ -268,13 +271,24 @@ void Replica::make_durable(Lsn up_to) {
     }
 }
 
+// For something to move. nbdkit, told to end, waits for those who wait here, and reads nothing any
+// more that could wake them.
+void Replica::wait(std::unique_lock<std::mutex>& lock) {
+    constexpr std::chrono::seconds look_interval{1};
+    if (moved_.wait_for(lock, look_interval) == std::cv_status::timeout) {
+        end_if_gone(client_gone_);
+    }
+}
+
 void Replica::flush() {
     make_durable(Lsn(~uint64_t{0}));
 }
 
 std::array<std::byte, state_size> Replica::state() {
     std::unique_lock lock(mutex_);
-    moved_.wait(lock, [&] { return closed_ || !applier_.older_applying(); });
+    while (!closed_ && applier_.older_applying()) {
+        wait(lock);
+    }
     ReplicaState state;
     state.uuid = identity_.uuid;
     state.boot = identity_.boot;

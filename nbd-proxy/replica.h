@@ -4,6 +4,7 @@
 #pragma once
 
 #include "nbd-proxy/backend.h"
+#include "nbd-proxy/client_gone.h"
 #include "nbd-proxy/core/applier.h"
 
 #include <array>
@@ -37,7 +38,11 @@ struct ReplicaIdentity {
 // frame that is refused, ESHUTDOWN once closed, else what the image's storage said.
 class Replica {
 public:
-    Replica(Backend& image, const ReplicaIdentity& identity, ReplicaEvents events);
+    // gone: asked by those that wait for other frames, which may never come.
+    Replica(Backend& image,
+            const ReplicaIdentity& identity,
+            ReplicaEvents events,
+            ClientGone gone = {});
 
     // A frame as it came. With fua: everything up to its last LSN is durable when this returns.
     void apply(std::span<const std::byte> frame, bool fua);
@@ -58,11 +63,13 @@ public:
 private:
     void open_session(const FrameHeader& header);
     void run(const DecodedFrame& frame);
+    void wait(std::unique_lock<std::mutex>& lock);
     void make_durable(Lsn up_to);
 
     Backend& image_;
     const ReplicaIdentity identity_;
     const ReplicaEvents events_;
+    const ClientGone client_gone_;
     std::atomic<uint64_t> received_bytes_{0};
 
     std::mutex mutex_;

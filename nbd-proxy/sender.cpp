@@ -56,7 +56,7 @@ Sender::Sender(std::shared_ptr<Tracked> tracked,
     if (options_.compress != Compress::none && !options_.plain) {
         context_.compressor = std::make_unique<Compressor>(options_.compress, context_.buffers);
     }
-    context_.acknowledged = [this](bool in_sync) { acknowledged(in_sync); };
+    context_.acknowledged = [this](bool nothing_left) { acknowledged(nothing_left); };
     tracked_->source.start(options_.migration, options_.stream);
     comparing_ = tracked_->source.limits().compare_first;
     context_.holes_known = !disk.features().can_extents;
@@ -535,9 +535,9 @@ void Sender::keep_up() {
 // --- measuring
 
 // A link's thread. That nothing is left to do is not to wait for the next look at the rates.
-void Sender::acknowledged(bool in_sync) {
+void Sender::acknowledged(bool nothing_left) {
     wake();
-    if (in_sync && phase_ != Phase::in_sync) {
+    if (nothing_left && phase_ != Phase::in_sync) {
         const std::lock_guard lock(mutex_);
         came_in_sync_ = true;
         stopping_.notify_all();
@@ -556,10 +556,14 @@ unsigned Sender::measure(uint64_t now_us) {
                                            progress.same_bytes + progress.dirty_bytes,
                                    .zeroes = progress.zero_bytes + progress.same_bytes,
                                    .left = progress.dirty_bytes + progress.lag_bytes};
-    Throttle::Load load{.left = totals.left, .ready = phase_ == Phase::ready || progress.in_sync};
+    Throttle::Load load{.left = totals.left, .ready = phase_ != Phase::bulk};
     {
         const std::lock_guard lock(mutex_);
-        rate_.tick(totals, now_us);
+        round_trip_us_ = 0;
+        for (const auto& link : links_) {
+            round_trip_us_ = std::max(round_trip_us_, link->tcp().round_trip_us);
+        }
+        rate_.tick(totals, round_trip_us_, now_us);
         load.drain_rate = rate_.bytes_per_s();
         load.write_rate = rate_.write_bytes_per_s();
         load.stalled = rate_.stalled();
@@ -583,9 +587,9 @@ unsigned Sender::measure(uint64_t now_us) {
     const std::lock_guard lock(mutex_);
     ConnectionCount::Totals now{.answered_bytes = answered_ += sent};
     for (const auto& link : links_) {
-        const Link::Segments segments = link->segments();
-        now.segments += segments.sent;
-        now.retransmitted += segments.retransmitted;
+        const Link::TcpFacts tcp = link->tcp();
+        now.segments += tcp.sent;
+        now.retransmitted += tcp.retransmitted;
     }
     return count_.more(now, full && !at_limit, connections_, now_us);
 }
@@ -596,15 +600,15 @@ Sender::Phase Sender::phase_of(const Source::Progress& progress) const {
     if (phase == Phase::failed || phase == Phase::connecting) {
         return phase;
     }
-    if (progress.in_sync) {
-        return Phase::in_sync;
-    }
     const uint64_t left = progress.dirty_bytes + progress.lag_bytes;
-    const uint64_t budget = rate_.bytes_per_s() * downtime_ms_ / 1000;
+    // What is on its way takes no more of a pause than the answer to its last byte does.
+    const uint64_t budget = rate_.bytes_per_s() / 1000 * (downtime_ms_ + round_trip_us_ / 1000);
     const bool was_ready = phase != Phase::bulk;
     // Ready stays ready up to twice the budget, or it would come and go with every burst.
-    return left <= (was_ready ? 2 * budget : budget) && (budget > 0 || left == 0) ? Phase::ready
-                                                                                  : Phase::bulk;
+    if (left > (was_ready ? 2 * budget : budget)) {
+        return Phase::bulk;
+    }
+    return progress.in_sync ? Phase::in_sync : Phase::ready;
 }
 
 void Sender::judge() {

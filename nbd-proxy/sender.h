@@ -97,7 +97,7 @@ private:
     void keep_up();
     void watch_links(const std::atomic<bool>& any_ended,
                      const std::function<void(Link*)>& run_link);
-    void acknowledged(bool in_sync);
+    void acknowledged(bool nothing_left);
     unsigned measure(uint64_t now_us);
     Phase phase_of(const Source::Progress& progress) const;
     void judge();
@@ -124,7 +124,8 @@ private:
     std::string error_;
     bool tls_ = false;
     DrainRate rate_;
-    bool came_in_sync_ = false; // and the phase does not say so yet
+    uint64_t round_trip_us_ = 0; // of the links, at the last look
+    bool came_in_sync_ = false;  // and the phase does not say so yet
 
     ConnectionCount count_;
     uint64_t answered_ = 0;                       // bytes, for it

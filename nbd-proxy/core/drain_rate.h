@@ -3,9 +3,10 @@
 // there was. Pure: told at each tick, answers with rates.
 //
 // Only a link that is full says what it can carry. So the drain rate is lowered by nothing but
-// answers that came while more waited than it drains in a tick: not by an idle link, not by one
-// that has fallen silent (that is stalled(), and says nothing of its rate), and not by zeroes where
-// they are most of it, which take the time of data to read and carry none.
+// answers that came while more waited than it drains in a tick and the round trip that each answer
+// takes: not by an idle link, nor one whose writers are slowed down to less than it takes, not by
+// one that has fallen silent (that is stalled(), and says nothing of its rate), and not by zeroes
+// where they are most of it, which take the time of data to read and carry none.
 #pragma once
 
 #include <algorithm>
@@ -26,13 +27,13 @@ public:
     // frame: what is acknowledged at once, as a rule.
     explicit DrainRate(uint64_t frame_bytes) : frame_bytes_(frame_bytes) {}
 
-    void tick(const Totals& now, uint64_t now_us) {
+    void tick(const Totals& now, uint64_t round_trip_us, uint64_t now_us) {
         if (ticked_us_ == 0 || now_us <= ticked_us_) {
             begin(now, now_us);
             return;
         }
         const uint64_t tick_us = now_us - ticked_us_;
-        const bool full = now.left > rate_ * tick_us / 1'000'000;
+        const bool full = now.left > rate_ * (tick_us + round_trip_us) / 1'000'000;
         const bool moved = now.acknowledged != before_.acknowledged;
         if (moved) {
             const uint64_t drained =

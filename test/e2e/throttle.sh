@@ -61,3 +61,20 @@ if grep -qi 'error=' greedy.log modest.log; then
 fi
 stop src
 stop dst
+
+echo "# in sync, a burst is more than the downtime's budget: not ready until it has gone"
+head -c 16M /dev/urandom >burst.img
+serve src burst.img
+serve dst burst-there.img role=destination size=16M
+migration=$(new_id)
+prepare dst "$migration" 2
+replicate "$migration" 2 ',"max_bandwidth":4000000,"compress":"none"'
+wait_for 60 phase_is in_sync
+burst() { fio --name=burst --ioengine=nbd --uri="$src" --rw=write --bs=64k --iodepth=8 --size=12M --refill_buffers --output=burst.log; }
+background burst
+wait_for 20 phase_is bulk
+(($(replication 'lag_bytes + .replication.dirty_bytes') > 1200000)) || fail "$(ctl "$tmp/src.ctl" status)"
+wait_for 60 phase_is in_sync
+ctl "$tmp/src.ctl" cancel >/dev/null
+stop src
+stop dst

@@ -16,7 +16,9 @@ struct Model {
     DrainRate::Totals totals{.left = 1000 * MiB};
     uint64_t now_us = 1'000'000;
 
-    Model() { rate.tick(totals, now_us); }
+    uint64_t round_trip_us = 0;
+
+    Model() { rate.tick(totals, round_trip_us, now_us); }
     // Ticks in each of which so much is acknowledged.
     void run(unsigned ticks, uint64_t acknowledged, uint64_t zeroes = 0) {
         for (; ticks > 0; --ticks) {
@@ -24,7 +26,7 @@ struct Model {
             totals.acknowledged += acknowledged;
             totals.zeroes += zeroes;
             totals.left -= std::min(totals.left, acknowledged + zeroes);
-            rate.tick(totals, now_us);
+            rate.tick(totals, round_trip_us, now_us);
         }
     }
 };
@@ -53,6 +55,22 @@ TEST_CASE("drain rate: an idle link says nothing of what it can carry") {
     model.totals.left = 1000 * MiB; // full at once, after a long time of nothing
     model.run(1, MiB);
     CHECK(model.rate.bytes_per_s() == 10 * MiB);
+}
+
+TEST_CASE("drain rate: what is on its way is no sign of a full link") {
+    Model model;
+    model.run(10, MiB);
+    model.round_trip_us = 200'000;
+    // Writers who are slowed down to 0.9 of it; all that they have made waits for its answer.
+    model.totals.left = 9 * MiB / 10 * 2 + 64 * KiB;
+    for (unsigned tick = 0; tick < 100; ++tick) {
+        model.totals.left += 9 * MiB / 10;
+        model.run(1, 9 * MiB / 10);
+    }
+    CHECK(model.rate.bytes_per_s() == 10 * MiB);
+    model.totals.left = 1000 * MiB; // what waits beyond that is
+    model.run(50, MiB / 2);
+    CHECK(model.rate.bytes_per_s() < 6 * MiB);
 }
 
 TEST_CASE("drain rate: a link that falls silent is stalled, and keeps its rate") {

@@ -5,6 +5,7 @@
 
 #include "test/unit/memory_backend.h"
 
+#include <atomic>
 #include <cstring>
 #include <future>
 #include <limits>
@@ -26,6 +27,7 @@ struct Fixture {
     ReplicaIdentity identity{.generation = 3, .block_size = 4096};
     uint64_t session = 1;
     std::unique_ptr<Replica> replica;
+    std::atomic<bool> client_gone{false};
 
     Fixture() { restart(); }
 
@@ -42,7 +44,8 @@ struct Fixture {
                 .base = [note](Lsn base) { note(fmt::format("base {}", base.v)); },
                 .consistency = [note](bool yes) { note(yes ? "consistent" : "inconsistent"); },
                 .handover = [note](Lsn lsn, const TokenHash& hash) { note(fmt::format("handover {} {}", lsn.v, static_cast<int>(hash[0]))); },
-                .voided = [note] { note("void"); }});
+                .voided = [note] { note("void"); }},
+            [this] { return client_gone.load(); });
     }
 
     FrameHeader header(uint64_t first, size_t count, uint64_t after) const {
@@ -114,6 +117,20 @@ TEST_CASE("replica: frames are applied, and marks told") {
     CHECK(bytes[2] == std::byte{1});
     CHECK(f.state().applied.v == 8);
     CHECK(f.state().durable.v == 7);
+}
+
+TEST_CASE("replica: who waits for a frame that never comes ends with its client") {
+    Fixture f;
+    f.open_session();
+    f.client_gone = true;
+    CHECK(errno_of([&] { f.send(f.header(3, 1, 2), {{OpType::write, {0, 10}}}); }) == ESHUTDOWN);
+    CHECK(errno_of([&] { f.send(f.header(2, 1, 0), {{OpType::write, {0, 10}}}, std::byte{1}, true); }) == ESHUTDOWN);
+    f.client_gone = false;
+    // What was not begun comes again, over another connection.
+    f.send(f.header(1, 1, 0), {{OpType::write, {20, 10}}});
+    f.send(f.header(3, 1, 2), {{OpType::write, {0, 10}}}, std::byte{4});
+    CHECK(f.image.bytes()[0] == std::byte{4});
+    CHECK(f.state().applied.v == 3);
 }
 
 TEST_CASE("replica: compressed frames are applied, and nothing of a damaged one is") {
