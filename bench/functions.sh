@@ -10,8 +10,8 @@ export LC_ALL=C
 declare -A pid_of socket_of
 servers=()
 work=
-# Where the two ends are, for bench/wan: words before a command, and the address that TLS listens on.
-from_in=() to_in=() to_address=127.0.0.1
+# Where the two ends are: words before a command, and the address that TLS listens on. See lab.sh.
+from_in=() to_in=() to_address=127.0.0.1 in_lab=
 
 fail() {
     echo "${0##*/}: $*" >&2
@@ -42,6 +42,7 @@ clean_up() {
     local status=$?
     trap '' INT TERM
     stop_all
+    [[ -z $in_lab ]] || sites down
     [[ -z $work ]] || rm -rf "$work"
     exit "$status"
 }
