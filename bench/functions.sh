@@ -200,13 +200,13 @@ channel_send() { printf '%s\n' "$1" >&"$channel_out"; }
 
 # Reads until a line matches the pattern (a glob); that line is in $line. 1: none did in time.
 channel_try() { # PATTERN SECONDS
-    local deadline=$((SECONDS + $2)) part pid
+    local deadline=$((SECONDS + $2)) part name
     line=
     while ((SECONDS < deadline)); do
         if ! read -r -t 1 -u "$channel_in" part; then
             line+=$part # what came of a line before the second was over
-            for pid in "${servers[@]}"; do
-                kill -0 "$pid" 2>/dev/null || fail "a server has died: $(tail -n 3 "$work"/*.log)"
+            for name in "${!pid_of[@]}"; do
+                kill -0 "${pid_of[$name]}" 2>/dev/null || fail "$name has ended: $(tail -n 3 "$work/$name.log")"
             done
             continue
         fi
