@@ -26,10 +26,13 @@ requires() {
 }
 
 stop_all() {
-    local pid
-    for pid in "${servers[@]}"; do
-        kill "$pid" 2>/dev/null || true
+    local pid i
+    kill "${servers[@]}" 2>/dev/null || true
+    for ((i = 0; i < 1000; i++)); do
+        kill -0 "${servers[@]}" 2>/dev/null || break
+        sleep 0.01
     done
+    kill -KILL "${servers[@]}" 2>/dev/null || true
     for pid in "${servers[@]}"; do
         wait "$pid" 2>/dev/null || true
     done
