@@ -10,8 +10,8 @@ export LC_ALL=C
 declare -A pid_of socket_of
 servers=()
 work=
-# Where the two ends are, for bench/wan: words before a command, and the address that TLS listens on.
-from_in=() to_in=() to_address=127.0.0.1
+# Where the two ends are: words before a command, and the address that TLS listens on. See lab.sh.
+from_in=() to_in=() to_address=127.0.0.1 in_lab=
 
 fail() {
     echo "${0##*/}: $*" >&2
@@ -26,10 +26,13 @@ requires() {
 }
 
 stop_all() {
-    local pid
-    for pid in "${servers[@]}"; do
-        kill "$pid" 2>/dev/null || true
+    local pid i
+    kill "${servers[@]}" 2>/dev/null || true
+    for ((i = 0; i < 1000; i++)); do
+        kill -0 "${servers[@]}" 2>/dev/null || break
+        sleep 0.01
     done
+    kill -KILL "${servers[@]}" 2>/dev/null || true
     for pid in "${servers[@]}"; do
         wait "$pid" 2>/dev/null || true
     done
@@ -42,6 +45,7 @@ clean_up() {
     local status=$?
     trap '' INT TERM
     stop_all
+    [[ -z $in_lab ]] || sites down
     [[ -z $work ]] || rm -rf "$work"
     exit "$status"
 }
@@ -199,13 +203,13 @@ channel_send() { printf '%s\n' "$1" >&"$channel_out"; }
 
 # Reads until a line matches the pattern (a glob); that line is in $line. 1: none did in time.
 channel_try() { # PATTERN SECONDS
-    local deadline=$((SECONDS + $2)) part pid
+    local deadline=$((SECONDS + $2)) part name
     line=
     while ((SECONDS < deadline)); do
         if ! read -r -t 1 -u "$channel_in" part; then
             line+=$part # what came of a line before the second was over
-            for pid in "${servers[@]}"; do
-                kill -0 "$pid" 2>/dev/null || fail "a server has died: $(tail -n 3 "$work"/*.log)"
+            for name in "${!pid_of[@]}"; do
+                kill -0 "${pid_of[$name]}" 2>/dev/null || fail "$name has ended: $(tail -n 3 "$work/$name.log")"
             done
             continue
         fi
