@@ -233,6 +233,12 @@ private:
         if (name == "segment") {
             return destination_.look_at_segment(std::move(params));
         }
+        if (name == "incoming") {
+            return destination_.incoming(std::move(params));
+        }
+        if (name == "memory_again") {
+            return destination_.memory_again(std::move(params));
+        }
         if (name == "tunnel") {
             return destination_.open_tunnels(std::move(params));
         }
@@ -272,9 +278,7 @@ private:
         }
         rpc::only_params(params, {});
         Json result;
-        if (name == "incoming") {
-            result = co_await destination_.incoming();
-        } else if (name == "loaded") {
+        if (name == "loaded") {
             result = co_await destination_.loaded();
         } else if (name == "status") {
             result = co_await destination_.status();

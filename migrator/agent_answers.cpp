@@ -246,6 +246,13 @@ std::vector<DataPort> read_tunnel(const Json& answer, const std::vector<std::str
     return ports;
 }
 
+std::optional<DataPort> read_memory_again(const Json& answer) {
+    if (answer == Json{{"gone", true}}) {
+        return std::nullopt;
+    }
+    return Reader(answer, "memory_again").data_port();
+}
+
 Prepared read_prepare(const Json& answer, const DiskNames& disks, bool with_memory) {
     const Reader reader(answer, "prepare");
     Prepared prepared;

@@ -70,6 +70,9 @@ struct Prepared {
 // with_memory: it must be there.
 Prepared read_prepare(const rpc::Json& answer, const DiskNames& disks, bool with_memory);
 
+// Where its hypervisor waits for the rest of the memory; none: there is no hypervisor any more.
+std::optional<DataPort> read_memory_again(const rpc::Json& answer);
+
 // Of `take_over` and `records`.
 std::vector<DiskStanding>
 read_standings(const rpc::Json& answer, const char* method, const DiskNames& disks);

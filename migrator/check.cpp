@@ -442,8 +442,10 @@ private:
         for (Attempt& attempt : attempts) {
             std::function<void()> work = [this, &attempt, word] {
                 const auto probe = attempt.stream ? probe_tcp : probe_udp;
-                attempt.error =
-                    probe(data_address(), attempt.port, word, milliseconds(site_.timeouts.connect));
+                attempt.error = probe(data_address(options_.peer),
+                                      attempt.port,
+                                      word,
+                                      milliseconds(site_.timeouts.connect));
             };
             trying.push_back(on_a_thread(std::move(work)));
         }
@@ -468,7 +470,7 @@ private:
                  fmt::format("{} port {} of {}, where the agent listens: {}",
                              kind,
                              fmt::join(ports, ", "),
-                             data_address(),
+                             data_address(options_.peer),
                              error),
                  fmt::format("let {} from here to the 'ports' of its drover.toml through each "
                              "firewall on the way, or give the address of 'listen' by "
@@ -481,13 +483,8 @@ private:
                        fmt::format("{} port {} of {} reached from here",
                                    kind,
                                    fmt::join(reached, ", "),
-                                   data_address())});
+                                   data_address(options_.peer))});
         }
-    }
-
-    std::string data_address() const {
-        return options_.peer.data_address.empty() ? host_address(options_.peer.host)
-                                                  : options_.peer.data_address;
     }
 
     asio::any_io_executor executor_;

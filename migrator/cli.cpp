@@ -111,17 +111,65 @@ struct MigrateWords {
     std::string vm;
     MigrateOptions migrate;
     uint64_t converge_timeout_s = 0, stall_timeout_s = 600;
+    std::string memory = "auto";
+    bool allow_postcopy = false;
     std::vector<std::string> bases;
 
     // The VM's file, and `migrate` as it says.
     VmFile load(const SiteConfig& site) {
         migrate.converge_timeout = std::chrono::seconds(converge_timeout_s);
         migrate.stall_timeout = std::chrono::seconds(stall_timeout_s);
+        if (allow_postcopy && memory == "precopy") {
+            throw Error(ErrorKind::usage,
+                        "--memory precopy and --allow-postcopy exclude each other");
+        }
+        migrate.postcopy_at_once = memory == "postcopy";
+        migrate.memory.postcopy = allow_postcopy || migrate.postcopy_at_once;
+        migrate.memory.check();
         VmFile file = load_vm_file(site, vm, HostCheck::must_exist);
         migrate.bases = bases_of(file, bases);
         return file;
     }
 };
+
+void add_memory_words(CLI::App& command, MigrateWords& words) {
+    MemoryWays& ways = words.migrate.memory;
+    command
+        .add_option(
+            "--memory",
+            words.memory,
+            "precopy: all of it before the VM runs there; postcopy: after one pass the VM runs "
+            "there, and what it touches follows first; auto: precopy, and with "
+            "--allow-postcopy that rather than give up")
+        ->type_name("HOW")
+        ->take_last()
+        ->check(CLI::IsMember({"auto", "precopy", "postcopy"}))
+        ->capture_default_str();
+    command.add_flag(
+        "--allow-postcopy",
+        words.allow_postcopy,
+        "Should the memory not converge, end in post-copy. There is no way back from it: "
+        "the VM is lost if either host dies before all of its memory is there");
+    command
+        .add_option("--memory-compress",
+                    ways.compress,
+                    "Of the memory: none, xbzrle (what has changed of a page that was sent before) "
+                    "or zstd")
+        ->type_name("HOW")
+        ->take_last()
+        ->check(CLI::IsMember({"none", "xbzrle", "zstd"}))
+        ->capture_default_str();
+    command.add_option("--memory-connections", ways.connections, "TCP connections for the memory")
+        ->type_name("N")
+        ->take_last()
+        ->check(CLI::Range(1U, MemoryWays::most_connections))
+        ->capture_default_str();
+    command.add_flag(
+        "--auto-converge",
+        ways.auto_converge,
+        "Slow the VM's processors down, step by step, while it changes more memory than is "
+        "sent");
+}
 
 void add_migrate_words(CLI::App& command, MigrateWords& words) {
     MigrateOptions& migrate = words.migrate;
@@ -158,6 +206,7 @@ void add_migrate_words(CLI::App& command, MigrateWords& words) {
         ->type_name("N")
         ->take_last()
         ->check(CLI::IsMember({"auto"}) | CLI::Range(1, 16));
+    add_memory_words(command, words);
     command
         .add_option("--converge-timeout",
                     words.converge_timeout_s,

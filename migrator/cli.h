@@ -3,6 +3,7 @@
 #pragma once
 
 #include "migrator/config.h"
+#include "migrator/memory_ways.h"
 
 #include <chrono>
 #include <map>
@@ -40,10 +41,12 @@ struct MigrateOptions {
     std::chrono::seconds stall_timeout{600};  // without progress; 0: none
     // What new images there start from, paths at the destination: by disk.
     std::map<std::string, std::string> bases;
-    bool verify = false;         // compare both sides as they were at the switchover
-    bool release_source = false; // and then remove the images here
-    bool dry_run = false;        // both sites check, nothing is started
-    bool json = false;           // progress and report as JSON lines on stdout
+    MemoryWays memory;
+    bool postcopy_at_once = false; // after the first pass; else, if at all, rather than give up
+    bool verify = false;           // compare both sides as they were at the switchover
+    bool release_source = false;   // and then remove the images here
+    bool dry_run = false;          // both sites check, nothing is started
+    bool json = false;             // progress and report as JSON lines on stdout
 };
 
 struct VerifyOptions {

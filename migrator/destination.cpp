@@ -376,8 +376,11 @@ asio::awaitable<void> Destination::adopt_hypervisor() {
     }
 }
 
-asio::awaitable<Json> Destination::incoming() {
+asio::awaitable<Json> Destination::incoming(Json params) {
+    rpc::only_params(params, {"ways"});
     require_not_promoted("incoming");
+    MemoryLink link;
+    link.ways = params.contains("ways") ? MemoryWays::of(params.at("ways")) : MemoryWays{};
     if (hypervisor_ || !memory_port_) {
         throw Error(ErrorKind::state, "incoming: there is no memory to wait for");
     }
@@ -385,7 +388,6 @@ asio::awaitable<Json> Destination::incoming() {
     make_hypervisor();
     make_takeover();
 
-    MemoryLink link;
     link.host = site_.listen;
     link.port = memory_port_number_;
     link.psk_user = memory_user;
@@ -397,6 +399,26 @@ asio::awaitable<Json> Destination::incoming() {
     memory_port_.reset(); // it listens on the port itself, from now
     co_await hypervisor_->start_incoming(std::move(link), std::move(lost), site_.timeouts.start);
     co_return Json::object();
+}
+
+// After `run`: with post-copy, where the link has broken.
+asio::awaitable<Json> Destination::memory_again(Json params) {
+    rpc::only_params(params, {"psk_key"});
+    require_acting("memory_again");
+    if (!has_hypervisor() || !hypervisor_ || !takeover_->promoted()) {
+        throw Error(ErrorKind::state, "memory_again: no VM was started here");
+    }
+    MemoryLink link;
+    link.psk_key = hex_param(params, "psk_key", 64);
+    link.psk_user = memory_user;
+    link.host = site_.listen;
+    link.port = listen_tcp(site_).port; // free; the hypervisor listens on it itself
+    Json answer{{"port", link.port}, {"psk_user", link.psk_user}};
+    const bool waits = co_await hypervisor_->accept_again(std::move(link));
+    if (!waits) {
+        answer = Json{{"gone", true}};
+    }
+    co_return answer;
 }
 
 // After `incoming`: the VM's ports may be the hypervisor's own.

@@ -50,7 +50,8 @@ public:
     rpc::Json survey(const rpc::Json& params);
     asio::awaitable<rpc::Json> prepare(rpc::Json params);
     asio::awaitable<rpc::Json> take_over(rpc::Json params);
-    asio::awaitable<rpc::Json> incoming();
+    asio::awaitable<rpc::Json> incoming(rpc::Json params);
+    asio::awaitable<rpc::Json> memory_again(rpc::Json params);
     asio::awaitable<rpc::Json> open_tunnels(rpc::Json params);
     asio::awaitable<rpc::Json> loaded();
     asio::awaitable<rpc::Json> promote(rpc::Json params);

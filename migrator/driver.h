@@ -9,6 +9,7 @@
 #include "migrator/async.h"
 #include "migrator/config.h"
 #include "migrator/finding.h"
+#include "migrator/memory_ways.h"
 
 #include <functional>
 #include <memory>
@@ -18,12 +19,13 @@
 
 namespace drover {
 
-// Where the memory goes: the destination listens, TLS-PSK.
+// Where the memory goes, and how: the destination listens, TLS-PSK.
 struct MemoryLink {
     std::string host;
     uint16_t port = 0;
     std::string psk_user;
     std::string psk_key; // hexadecimal
+    MemoryWays ways;
 };
 
 struct MemoryTuning {
@@ -38,6 +40,13 @@ struct MemoryProgress {
     uint64_t passes = 0;
     uint64_t dirty_rate = 0; // bytes/s that the guest changes
     uint64_t send_rate = 0;  // bytes/s
+};
+
+// Of the memory of a guest that runs at the destination (post-copy).
+enum class MemoryRest {
+    none,        // it is all there
+    going,       // what it touches first, and all else by and by
+    interrupted, // the link has broken: it waits for another one
 };
 
 // Whatever of this happens by itself: the guest was powered off, the hypervisor died. Called
@@ -77,6 +86,13 @@ public:
     // "running", "paused", ...: for people.
     virtual std::string state() const = 0;
 
+    // Throws Error(usage): the memory of this VM can't go that way.
+    virtual void require(const MemoryWays& ways) const {
+        if (ways != MemoryWays{}) {
+            throw Error(ErrorKind::usage,
+                        "how the memory goes can be chosen with hypervisor \"qemu\" alone");
+        }
+    }
     // Memory begins to go, the guest runs on.
     virtual asio::awaitable<void> start_outgoing(MemoryLink link, MemoryTuning tuning) = 0;
     // Beside any other call.
@@ -94,7 +110,19 @@ public:
     // after the first fence. Nothing to do where nothing was started. Error(refused): nothing is
     // left of the migration, and the guest does not run for another reason.
     virtual asio::awaitable<void> cancel(milliseconds patience) = 0;
-    // The VM has moved: ends what is left of it here.
+    // Post-copy, where start_outgoing() was told that it may come to that: instead of waiting until
+    // little is left, the guest is paused at once, wait_paused() and finish_memory() return soon,
+    // and when it runs at the destination the rest() goes.
+    virtual asio::awaitable<void> start_postcopy() {
+        throw Error(ErrorKind::state, "this hypervisor has no post-copy");
+    }
+    // After finish_memory(). Error(state): it will never be there, for that reason.
+    virtual asio::awaitable<MemoryRest> rest() { co_return MemoryRest::none; }
+    // What is left of it goes on over a new link; one that is there, and may be dead, is dropped.
+    virtual asio::awaitable<void> send_again(MemoryLink) { co_return; }
+    // Nobody is left who could take the rest of it.
+    virtual void forget_rest() {}
+    // The VM has moved: ends what is left of it here. Error(state): its memory is still needed.
     virtual asio::awaitable<void> destroy_source(milliseconds patience) = 0;
 };
 
@@ -107,12 +135,19 @@ public:
     // memory, paused. `lost` as above, until run() has returned. link.host: where to listen.
     virtual asio::awaitable<void>
     start_incoming(MemoryLink link, HypervisorLost lost, milliseconds patience) = 0;
-    // Returns when it holds the whole memory; paused, with no use made of the disks.
+    // Returns when it holds the whole memory, or, with post-copy, all that it needs of it to run;
+    // paused, with no use made of the disks.
     virtual asio::awaitable<void> wait_loaded(Deadline deadline) = 0;
+    // Post-copy, while the guest runs here and some of its memory is still to come: waits for a
+    // new link. false: it is certain that there is no hypervisor any more, and no guest.
+    // Error(state): nothing is to come.
+    virtual asio::awaitable<bool> accept_again(MemoryLink) {
+        throw Error(ErrorKind::state, "its whole memory is here");
+    }
     // Instead of start_incoming(): takes over the hypervisor that an agent has started that is
     // gone. false: there is none.
     virtual asio::awaitable<bool> adopt(milliseconds patience) = 0;
-    // It holds the whole memory, or runs already.
+    // wait_loaded() has returned, or it runs already.
     virtual bool ready() const = 0;
     // false: it is certain that the guest did not run.
     virtual bool may_have_run() const = 0;

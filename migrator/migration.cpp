@@ -77,6 +77,7 @@ asio::awaitable<void> Migration::forward() {
     step(PhaseEvent::step);
     co_await switch_over();
     step(PhaseEvent::step);
+    co_await see_rest_across();
     if (options_.verify) {
         co_await verify();
     }
@@ -87,6 +88,7 @@ asio::awaitable<void> Migration::forward() {
 
 asio::awaitable<void> Migration::check() {
     check_options(site_, vm_, options_);
+    hypervisor_->require(options_.memory);
     std::vector<asio::awaitable<void>> opening;
     for (const auto& disk : disks_) {
         opening.push_back(open_disk(*disk));
@@ -445,6 +447,7 @@ asio::awaitable<void> Migration::memory() {
     link.port = prepared_.memory.value().port;
     link.psk_user = prepared_.memory.value().psk_user;
     link.psk_key = psk_key_;
+    link.ways = options_.memory;
     journal_->note(Json{{"hypervisor_notes", hypervisor_->notes()}});
     co_await journal_->step(JournalStep::memory);
     report_.times.memory = Clock::now();
@@ -454,9 +457,9 @@ asio::awaitable<void> Migration::memory() {
 }
 
 asio::awaitable<void> Migration::incoming() {
-    Json none = Json::object();
+    Json params{{"ways", options_.memory.json()}};
     const milliseconds limit = patience(site_.timeouts.start) + call_patience;
-    co_await agent_.call("incoming", std::move(none), limit);
+    co_await agent_.call("incoming", std::move(params), limit);
 }
 
 // Both ends are up, and have heard of each other, before the VM is paused.
@@ -497,7 +500,16 @@ asio::awaitable<void> Migration::show_memory() {
     for (;;) {
         memory_ = co_await hypervisor_->progress();
         show_progress();
-        if (convergence.stalled(*memory_, Clock::now())) {
+        if (options_.postcopy_at_once && !postcopy_ && memory_->passes > 1) {
+            co_await go_postcopy("after the first pass");
+        }
+        const bool stalled = convergence.stalled(*memory_, Clock::now());
+        if (stalled && options_.memory.postcopy && !postcopy_) {
+            const std::string why =
+                fmt::format("its memory gets no nearer for {} s (--stall-timeout)",
+                            options_.stall_timeout.count());
+            co_await go_postcopy(why);
+        } else if (stalled) {
             request_stop(not_converged(fmt::format("it gets no nearer for {} s (--stall-timeout)",
                                                    options_.stall_timeout.count()),
                                        *memory_));
@@ -507,9 +519,38 @@ asio::awaitable<void> Migration::show_memory() {
     }
 }
 
-asio::awaitable<void> Migration::watch_memory() {
+asio::awaitable<void> Migration::go_postcopy(std::string why) {
+    postcopy_ = true;
+    say("info", fmt::format("{} goes on in post-copy: {}", vm_.name, why));
+    co_await hypervisor_->start_postcopy();
+}
+
+// At the deadline it goes on in post-copy, where that is allowed, with as much time for the pause
+// to come as the pause itself may last.
+asio::awaitable<void> Migration::wait_paused() {
     const auto limit = options_.converge_timeout;
     const Deadline deadline = limit.count() == 0 ? no_deadline : Clock::now() + limit;
+    bool late = false;
+    try {
+        co_await hypervisor_->wait_paused(deadline);
+    } catch (const Error& error) {
+        late = error.kind() == ErrorKind::timeout && options_.memory.postcopy && !postcopy_;
+        if (!late) {
+            throw;
+        }
+    }
+    if (late) {
+        const std::string why =
+            fmt::format("not ready after {} s (--converge-timeout)", limit.count());
+        co_await go_postcopy(why);
+        const Deadline last = Clock::now() + site_.timeouts.handover;
+        co_await hypervisor_->wait_paused(last);
+    }
+    report_.times.paused = Clock::now();
+}
+
+asio::awaitable<void> Migration::watch_memory() {
+    const auto limit = options_.converge_timeout;
     asio::cancellation_signal enough;
     bool ended = false;
     Notifier end(executor_);
@@ -521,8 +562,7 @@ asio::awaitable<void> Migration::watch_memory() {
     asio::co_spawn(executor_, show_memory(), std::move(done));
     std::exception_ptr failure;
     try {
-        co_await hypervisor_->wait_paused(deadline);
-        report_.times.paused = Clock::now();
+        co_await wait_paused();
     } catch (const Error& error) {
         const bool slow = error.kind() == ErrorKind::timeout && memory_;
         failure = std::make_exception_ptr(

@@ -80,6 +80,9 @@ private:
     asio::awaitable<void> open_tunnels();
     asio::awaitable<void> show_memory();
     asio::awaitable<void> watch_memory();
+    asio::awaitable<void> wait_paused();
+    asio::awaitable<void> go_postcopy(std::string why);
+    asio::awaitable<void> see_rest_across();
     asio::awaitable<void> get_forward_keys();
     void set_forward_targets();
     void tell_moment(Moment moment);
@@ -102,6 +105,7 @@ private:
     // What conclude() says last.
     void tell_failed(bool runs);
     void tell_unclean();
+    void tell_died();
     void tell_stranded();
     void show_progress();
     void say(const std::string& level, const std::string& text) { printer_.message(level, text); }
@@ -154,6 +158,8 @@ private:
     bool turned_ = false;        // the post-switchover hook was started
     bool turning_ = false;       // and runs
     bool vm_lost_ = false;       // the guest ended by itself
+    bool postcopy_ = false;      // begun
+    std::string died_;           // why, of a VM that ran there without all of its memory
     std::string turn_failure_, why_stranded_;
     bool stuck_ = false; // the disks are here, and the VM's hypervisor does not run it yet
 };

@@ -3,6 +3,7 @@
 #include "migrator/driver.h"
 #include "migrator/migration.h"
 #include "migrator/paths.h"
+#include "migrator/postcopy.h"
 #include "migrator/serve.h"
 #include "migrator/tunnels.h"
 #include "nbd-proxy/record_store.h"
@@ -24,6 +25,7 @@ asio::awaitable<void> Migration::attempt(std::string what, asio::awaitable<void>
 // --- after the VM runs there
 
 asio::awaitable<void> Migration::finish() {
+    co_await see_rest_across();
     co_await take_figures();
     for (const auto& disk : disks_) {
         disk->unwatch();
@@ -52,6 +54,28 @@ asio::awaitable<void> Migration::finish() {
         co_await release();
     }
     co_await journal_->step(JournalStep::over);
+    if (!died_.empty()) {
+        throw Error(ErrorKind::state, died_);
+    }
+}
+
+// The VM runs there; its disks are there already, whatever becomes of its memory.
+asio::awaitable<void> Migration::see_rest_across() {
+    if (!postcopy_ || !died_.empty()) {
+        co_return;
+    }
+    PostcopyNews news;
+    news.progress = [this](const MemoryProgress& now) {
+        memory_ = now;
+        show_progress();
+    };
+    news.warning = [this](const std::string& text) { say("warning", text); };
+    try {
+        co_await see_memory_across(*hypervisor_, agent_, data_address_, std::move(news));
+        report_.times.whole = Clock::now();
+    } catch (const Error& error) {
+        died_ = error.what();
+    }
 }
 
 asio::awaitable<void> Migration::release() {
@@ -128,6 +152,10 @@ asio::awaitable<int> Migration::conclude_failed() {
         tell_failed(!vm_lost_);
         co_return wrong_use ? exit_usage : exit_failed;
     case Phase::unclean:
+        if (!died_.empty()) {
+            tell_died();
+            co_return exit_recover;
+        }
         tell_unclean();
         co_return exit_cleanup;
     default:
@@ -213,6 +241,19 @@ void Migration::tell_unclean() {
                     destination(),
                     report_.error,
                     vm_.name));
+}
+
+void Migration::tell_died() {
+    for (const std::string& trouble : troubles_) {
+        say("warning", trouble);
+    }
+    say("error",
+        fmt::format("{} ran at {}, but a part of its memory did not get there: {}. It has stopped "
+                    "as if its "
+                    "power had failed. Its disks are there: start it there",
+                    vm_.name,
+                    destination(),
+                    died_));
 }
 
 void Migration::tell_stranded() {

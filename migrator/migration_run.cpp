@@ -46,8 +46,7 @@ Migration::Migration(asio::any_io_executor executor,
     report_.disk_only = options.disk_only || vm.hypervisor == "none";
     report_.began_at = std::time(nullptr);
     report_.times.begin = Clock::now();
-    data_address_ = options.peer.data_address.empty() ? host_address(options.peer.host)
-                                                      : options.peer.data_address;
+    data_address_ = data_address(options.peer);
     for (const DiskSpec& disk : vm.disks) {
         disks_.push_back(std::make_unique<SourceDisk>(
             executor, site, vm.name, disk, changed_, [this](const Error& error) {

@@ -3,6 +3,7 @@
 
 #include "common/unix_socket.h"
 
+#include <algorithm>
 #include <utility>
 
 #include <asio/buffer.hpp>
@@ -47,6 +48,9 @@ Qmp::connect(std::string name, std::string path, milliseconds patience, Events e
         }
     }
     Json arguments = Json::object();
+    if (qmp->oob_) {
+        arguments["enable"] = Json::array({"oob"});
+    }
     co_await qmp->execute("qmp_capabilities", std::move(arguments), patience);
     guard.qmp.reset();
     co_return qmp;
@@ -94,6 +98,10 @@ void Qmp::dispatch(const std::string& line) {
     }
     if (message.contains("QMP")) {
         greeted_ = true;
+        const Json offered = message["QMP"].is_object()
+                                 ? message["QMP"].value("capabilities", Json::array())
+                                 : Json::array();
+        oob_ = std::find(offered.begin(), offered.end(), Json("oob")) != offered.end();
         changed_.notify();
     } else if (const auto event = message.find("event");
                event != message.end() && event->is_string()) {
@@ -114,6 +122,17 @@ void Qmp::dispatch(const std::string& line) {
 
 asio::awaitable<Qmp::Json>
 Qmp::execute(std::string command, Json arguments, milliseconds patience) {
+    Json message{{"execute", command}, {"arguments", std::move(arguments)}};
+    return send(std::move(message), std::move(command), patience);
+}
+
+asio::awaitable<Qmp::Json>
+Qmp::execute_oob(std::string command, Json arguments, milliseconds patience) {
+    Json message{{oob_ ? "exec-oob" : "execute", command}, {"arguments", std::move(arguments)}};
+    return send(std::move(message), std::move(command), patience);
+}
+
+asio::awaitable<Qmp::Json> Qmp::send(Json message, std::string command, milliseconds patience) {
     const auto self = shared_from_this();
     const auto gone = [this, &command] {
         return Error(ErrorKind::peer,
@@ -130,7 +149,7 @@ Qmp::execute(std::string command, Json arguments, milliseconds patience) {
         uint64_t id;
         ~Forget() { qmp.calls_.erase(id); }
     } forget{*this, id};
-    const Json message{{"execute", command}, {"arguments", std::move(arguments)}, {"id", id}};
+    message["id"] = id;
     queued_ += message.dump() + "\n";
     write_more();
 

@@ -37,6 +37,9 @@ public:
     // "return" of the command. Throws Error(state) with QEMU's text, Error(timeout), Error(peer)
     // when the monitor is or gets closed, Error(cancelled). Commands run in order.
     asio::awaitable<Json> execute(std::string command, Json arguments, milliseconds patience);
+    // The same, out of band where the monitor can do that: also while QEMU's main loop waits for a
+    // page of its guest. Only commands that allow it.
+    asio::awaitable<Json> execute_oob(std::string command, Json arguments, milliseconds patience);
     asio::awaitable<void> wait_closed(Deadline deadline); // Error(timeout)
     void close();
     bool closed() const { return closed_; }
@@ -49,6 +52,7 @@ private:
     };
 
     Qmp(asio::any_io_executor executor, std::string name, UniqueFd socket, Events events);
+    asio::awaitable<Json> send(Json message, std::string command, milliseconds patience);
     void read_more();
     void take_lines();
     void dispatch(const std::string& line);
@@ -64,6 +68,7 @@ private:
     uint64_t last_id_ = 0;
     Notifier changed_; // greeted_ or closed_
     bool greeted_ = false;
+    bool oob_ = false; // commands may be sent out of band
     bool closed_ = false;
 };
 

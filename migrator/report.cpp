@@ -110,6 +110,7 @@ Json report_json(const MigrationReport& report) {
             {"bulk_ms", milliseconds_between(t.streaming, t.ready)},
             {"memory_ms", milliseconds_between(t.memory, t.paused)},
             {"downtime_ms", milliseconds_between(t.paused, t.running)},
+            {"postcopy_ms", milliseconds_between(t.running, t.whole)},
             {"downtime",
              {{"memory_ms", milliseconds_between(t.paused, t.memory_sent)},
               {"handover_ms", milliseconds_between(t.memory_sent, t.handed_over)},
@@ -152,6 +153,11 @@ std::string report_text(const MigrationReport& report) {
                             "memory",
                             format_size(report.memory->sent_bytes),
                             report.memory->passes);
+    }
+    if (report.times.whole) {
+        text += fmt::format("  {:<10}the rest of the memory came {} after the start\n",
+                            "post-copy",
+                            seconds_text(json["postcopy_ms"]));
     }
     for (const TunnelEnd& end : report.tunnels) {
         text += fmt::format("  {:<10}{}: {}\n",

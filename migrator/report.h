@@ -17,7 +17,9 @@ namespace drover {
 // The moments of a migration; empty: it did not come to that.
 struct MigrationTimes {
     std::optional<Deadline> begin, streaming, ready, memory, paused, memory_sent, handed_over,
-        fenced, promoted, running, end;
+        fenced, promoted, running,
+        whole, // post-copy: all of the memory is there
+        end;
 };
 
 struct DiskFigures {

@@ -74,9 +74,12 @@ std::vector<std::string> agent_command(const std::string& rsh, const std::string
     return command;
 }
 
-std::string host_address(const std::string& host) {
-    const size_t at = host.rfind('@');
-    return at == std::string::npos ? host : host.substr(at + 1);
+std::string data_address(const PeerOptions& peer) {
+    if (!peer.data_address.empty()) {
+        return peer.data_address;
+    }
+    const size_t at = peer.host.rfind('@');
+    return at == std::string::npos ? peer.host : peer.host.substr(at + 1);
 }
 
 AgentProcess::AgentProcess(asio::any_io_executor executor,

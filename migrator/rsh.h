@@ -3,6 +3,7 @@
 #pragma once
 
 #include "common/process.h"
+#include "migrator/cli.h"
 #include "migrator/rpc_peer.h"
 
 #include <string>
@@ -19,8 +20,8 @@ std::vector<std::string> split_words(std::string_view text);
 // stands for "drover". Throws Error(usage) for a host that ssh would take for an option.
 std::vector<std::string> agent_command(const std::string& rsh, const std::string& host);
 
-// What a data link dials of HOST where no address is given: without "user@".
-std::string host_address(const std::string& host);
+// What a data link dials: HOST without "user@" where no address is given.
+std::string data_address(const PeerOptions& peer);
 
 // The agent's process (ssh), and the peer that speaks through it. Its stderr is ours. In a
 // session of its own: Ctrl-C reaches the coordinator alone, which needs the agent to clean up.

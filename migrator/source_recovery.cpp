@@ -4,6 +4,7 @@
 #include "migrator/drivers/none.h"
 #include "migrator/hooks.h"
 #include "migrator/paths.h"
+#include "migrator/postcopy.h"
 #include "migrator/run_lock.h"
 #include "migrator/serve.h"
 #include "migrator/tunnels.h"
@@ -110,6 +111,7 @@ void SourceRecovery::read_journal_of_vm() {
         peer_.host = journal_.text("host");
         peer_.rsh = journal_.text("rsh");
         peer_.to_uri = journal_.text("to_uri");
+        peer_.data_address = journal_.text("data_address");
     }
 }
 
@@ -205,11 +207,24 @@ asio::awaitable<void> SourceRecovery::conclude_here(const Recovery& recovery) {
     }
 }
 
+asio::awaitable<void> SourceRecovery::see_rest_across() {
+    PostcopyNews news;
+    news.progress = [](const MemoryProgress&) {};
+    news.warning = [this](const std::string& text) {
+        fmt::print(stderr, "{}: {}\n", vm_.name, text);
+    };
+    std::string address = data_address(peer_);
+    co_await see_memory_across(*hypervisor_, *agent_, std::move(address), std::move(news));
+}
+
 asio::awaitable<void> SourceRecovery::conclude_there(const Recovery& recovery) {
     const size_t before = result_.troubles.size();
     Recovery::Trouble trouble = [this](const std::string& text) {
         result_.troubles.push_back(text);
     };
+    if (agent_) {
+        co_await attempt(see_rest_across());
+    }
     co_await let_go(parts_, std::move(trouble));
     if (hypervisor_->has_memory()) {
         co_await attempt(settle_tunnels(vm_.name, false));

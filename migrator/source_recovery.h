@@ -51,6 +51,7 @@ private:
     asio::awaitable<void> end_leftovers();
     asio::awaitable<void> make_parts();
     asio::awaitable<void> conclude_here(const Recovery& recovery);
+    asio::awaitable<void> see_rest_across();
     asio::awaitable<void> conclude_there(const Recovery& recovery);
     void conclude_undecided(const Recovery& recovery);
     asio::awaitable<void> hook(std::string name, std::vector<std::string> command);

@@ -133,9 +133,7 @@ struct Verification {
     }
 
     asio::awaitable<void> compare(std::string name, DataPort there, std::string key) {
-        const std::string address = options.peer.data_address.empty()
-                                        ? host_address(options.peer.host)
-                                        : options.peer.data_address;
+        const std::string address = data_address(options.peer);
         const auto disk =
             connect_peer(executor, "disk " + name, paths().disk_control(vm.name, name), {});
         Json to{{"host", address},

@@ -6,6 +6,11 @@
 //
 // "completed" at the source says that everything is sent and the block devices are inactive,
 // not that anybody has loaded it. `cont` at the source takes the devices back from there.
+//
+// With post-copy both are "postcopy-active" instead, the destination as soon as it listens for
+// pages, a moment before it is paused; "completed" comes when all of them are there. Until the
+// guest runs at the destination `migrate_cancel` leads back to the source (QEMU 7.2, tried), unless
+// the link has broken ("postcopy-paused"): then nothing does, and only another link leads on.
 #pragma once
 
 #include "common/process.h"
@@ -32,12 +37,17 @@ public:
     asio::awaitable<bool> reattach(nlohmann::json notes) override;
     bool has_memory() const override { return true; }
     std::string state() const override { return run_state_; }
+    void require(const MemoryWays& ways) const override { ways.check(); }
     asio::awaitable<void> start_outgoing(MemoryLink link, MemoryTuning tuning) override;
     asio::awaitable<void> tune(MemoryTuning tuning) override;
     asio::awaitable<MemoryProgress> progress() override;
     asio::awaitable<void> wait_paused(Deadline deadline) override;
     bool was_paused() const override { return paused_by_operator_; }
     asio::awaitable<void> finish_memory(milliseconds patience) override;
+    asio::awaitable<void> start_postcopy() override;
+    asio::awaitable<MemoryRest> rest() override;
+    asio::awaitable<void> send_again(MemoryLink link) override;
+    void forget_rest() override { rest_is_lost_ = true; }
     asio::awaitable<void> cancel(milliseconds patience) override;
     asio::awaitable<void> destroy_source(milliseconds patience) override;
 
@@ -51,6 +61,7 @@ private:
     void lose(const std::string& what);
     // Until the migration is in one of these states; what it is then.
     asio::awaitable<std::string> wait_status(std::vector<std::string> any, Deadline deadline);
+    asio::awaitable<bool> is_needed();
     asio::awaitable<void> throw_if_failed();
     asio::awaitable<void> undo_leftover();
     asio::awaitable<void> look_for_lost_writes();
@@ -75,6 +86,7 @@ private:
     bool stopped_ = false; // STOP was seen, and not yet who did it
     bool started_ = false; // something is to be put back
     bool only_looks_ = false;
+    bool postcopy_ = false, rest_is_lost_ = false;
     std::optional<Qmp::Json> old_parameters_, old_capabilities_;
 };
 
@@ -86,6 +98,7 @@ public:
     asio::awaitable<void>
     start_incoming(MemoryLink link, HypervisorLost lost, milliseconds patience) override;
     asio::awaitable<void> wait_loaded(Deadline deadline) override;
+    asio::awaitable<bool> accept_again(MemoryLink link) override;
     asio::awaitable<bool> adopt(milliseconds patience) override;
     bool ready() const override { return loaded_ && lost_reason_.empty(); }
     bool may_have_run() const override { return may_have_run_; }
@@ -95,6 +108,8 @@ public:
 
 private:
     asio::awaitable<void> connect(milliseconds patience);
+    asio::awaitable<void> wait_status(std::string wanted, Deadline deadline);
+    asio::awaitable<void> look_at_state();
     asio::awaitable<void> wait_for_monitor(Deadline deadline);
     void on_event(const std::string& event, const Qmp::Json& data);
     void lose(const std::string& what);

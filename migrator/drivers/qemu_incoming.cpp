@@ -25,6 +25,11 @@ bool has_word(const std::vector<std::string>& argv, const char* word) {
     return std::find(argv.begin(), argv.end(), word) != argv.end();
 }
 
+// With post-copy: whether it is paused by then is another question.
+bool holds_enough(const std::string& status) {
+    return status == "completed" || status.starts_with("postcopy-");
+}
+
 // Both are what makes it wait. A template without -S would run the guest as soon as its
 // memory is here, before the source has given the disks away.
 std::vector<std::string> with_waiting(std::vector<std::string> argv) {
@@ -80,7 +85,7 @@ QemuIncoming::start_incoming(MemoryLink link, HypervisorLost lost, milliseconds 
     }
     std::vector<std::string> capabilities{
         "events", "pause-before-switchover", "late-block-activate"};
-    co_await qemu::set_capabilities(qmp_, std::move(capabilities));
+    co_await qemu::set_ways(qmp_, std::move(capabilities), link.ways);
     co_await qemu::add_credentials(qmp_, "server", link, spec_.key_dir);
     // The switches are told when the VM runs here, not when its memory has come.
     Json parameters{{"announce-rounds", 0}};
@@ -132,7 +137,7 @@ asio::awaitable<bool> QemuIncoming::adopt(milliseconds patience) {
     const Json migration = co_await qmp_->execute("query-migrate", none, command_patience);
     state_ = status.value("status", "unknown");
     status_ = migration.value("status", "");
-    loaded_ = state_ == "running" || (state_ != "inmigrate" && status_ == "completed");
+    loaded_ = state_ == "running" || (state_ != "inmigrate" && holds_enough(status_));
     co_return true;
 }
 
@@ -171,7 +176,9 @@ asio::awaitable<void> QemuIncoming::wait_for_monitor(Deadline deadline) {
 void QemuIncoming::on_event(const std::string& event, const Json& data) {
     if (event == "MIGRATION") {
         status_ = data.value("status", "");
-        state_ = "incoming: " + status_;
+        if (!loaded_) {
+            state_ = "incoming: " + status_;
+        }
     } else if (event == "SHUTDOWN") {
         lose("QEMU was told to end");
     }
@@ -207,7 +214,7 @@ std::string QemuIncoming::end_of_log() const {
 }
 
 asio::awaitable<void> QemuIncoming::wait_loaded(Deadline deadline) {
-    while (status_ != "completed") {
+    while (!holds_enough(status_)) {
         if (status_ == "failed" && lost_reason_.empty()) {
             // Its end, and with it the reason in its log, follows at once.
             const Deadline soon = Clock::now() + milliseconds(500);
@@ -222,14 +229,69 @@ asio::awaitable<void> QemuIncoming::wait_loaded(Deadline deadline) {
         }
     }
     qemu::remove_keys(spec_.key_dir);
-    // The event comes before the state is set; a command comes after both.
-    Json none = Json::object();
-    const Json found = co_await qmp_->execute("query-status", std::move(none), command_patience);
-    state_ = found.value("status", "");
+    // The event comes before the state is set; a command comes after both, but with post-copy,
+    // where the state of the devices is still on its way.
+    co_await look_at_state();
+    while (state_ == "inmigrate") {
+        const milliseconds moment(5);
+        co_await sleep_for(moment);
+        co_await look_at_state();
+        if (Clock::now() > deadline) {
+            throw Error(ErrorKind::timeout, "QEMU has not got the devices' state in time");
+        }
+    }
     if (state_ == "running") {
         throw Error(ErrorKind::state, "QEMU runs the guest before it was told to");
     }
     loaded_ = true;
+}
+
+asio::awaitable<void> QemuIncoming::look_at_state() {
+    if (!lost_reason_.empty()) {
+        throw Error(ErrorKind::peer, lost_reason_);
+    }
+    Json none = Json::object();
+    const Json found = co_await qmp_->execute("query-status", std::move(none), command_patience);
+    state_ = found.value("status", "");
+}
+
+// Out of band: a page that its devices wait for may keep all else waiting.
+asio::awaitable<bool> QemuIncoming::accept_again(MemoryLink link) {
+    const Deadline now = Clock::now();
+    const bool gone = !process_ || co_await wait_readable(process_.get(), now);
+    if (gone) {
+        co_return false;
+    }
+    if (!lost_reason_.empty() || !qmp_) {
+        throw Error(ErrorKind::peer, lost_reason_.empty() ? "QEMU does not answer" : lost_reason_);
+    }
+    if (!status_.starts_with("postcopy-")) {
+        throw Error(ErrorKind::state, "its whole memory is here");
+    }
+    const Deadline deadline = Clock::now() + command_patience;
+    if (status_ != qemu::postcopy_broken) {
+        Json none = Json::object();
+        co_await qmp_->execute_oob("migrate-pause", std::move(none), command_patience);
+        co_await wait_status(qemu::postcopy_broken, deadline);
+    }
+    qemu::write_key(link, spec_.key_dir);
+    Json arguments{{"uri", qemu::migration_uri(link)}};
+    co_await qmp_->execute_oob("migrate-recover", std::move(arguments), command_patience);
+    co_return true;
+}
+
+asio::awaitable<void> QemuIncoming::wait_status(std::string wanted, Deadline deadline) {
+    while (status_ != wanted) {
+        if (!lost_reason_.empty()) {
+            throw Error(ErrorKind::state, lost_reason_);
+        }
+        const bool woken = co_await changed_->wait_until(deadline);
+        if (!woken) {
+            throw Error(
+                ErrorKind::timeout,
+                fmt::format("QEMU's migration is in state '{}' and does not go on", status_));
+        }
+    }
 }
 
 asio::awaitable<void> QemuIncoming::run(bool paused, milliseconds patience) {

@@ -158,6 +158,7 @@ asio::awaitable<bool> QemuOutgoing::reattach(nlohmann::json notes) {
     const Json migration =
         co_await qmp_->execute("query-migrate", std::move(none), command_patience);
     status_ = migration.value("status", "");
+    postcopy_ = status_.starts_with("postcopy-");
     old_parameters_ = notes.value("parameters", Json::object());
     old_capabilities_ = notes.value("capabilities", Json::array());
     paused_by_operator_ = notes.value("paused", false);
@@ -219,7 +220,7 @@ asio::awaitable<void> QemuOutgoing::remember_settings() {
     const Json capabilities =
         co_await qmp_->execute("query-migrate-capabilities", none, command_patience);
     old_parameters_ = Json::object();
-    for (const char* key : {"downtime-limit", "max-bandwidth", "tls-creds"}) {
+    for (const char* key : qemu::ways_parameters) {
         if (parameters.contains(key)) {
             (*old_parameters_)[key] = parameters[key];
         }
@@ -227,7 +228,9 @@ asio::awaitable<void> QemuOutgoing::remember_settings() {
     old_capabilities_ = Json::array();
     for (const Json& entry : capabilities) {
         const std::string name = entry.value("capability", "");
-        if (name == "pause-before-switchover") { // "events" harms nobody, and tells of a late end
+        const auto& ours =
+            qemu::ways_capabilities; // "events" harms nobody, and tells of a late end
+        if (std::find(ours.begin(), ours.end(), name) != ours.end()) {
             old_capabilities_->push_back(entry);
         }
     }
@@ -237,7 +240,7 @@ asio::awaitable<void> QemuOutgoing::start_outgoing(MemoryLink link, MemoryTuning
     started_ = true;
     status_.clear();
     std::vector<std::string> capabilities{"events", "pause-before-switchover"};
-    co_await qemu::set_capabilities(qmp_, std::move(capabilities));
+    co_await qemu::set_ways(qmp_, std::move(capabilities), link.ways);
     co_await qemu::add_credentials(qmp_, "client", link, key_dir_);
     qemu::remove_keys(key_dir_); // a client reads its key once, when the object is made
     co_await tune(tuning);
@@ -248,7 +251,8 @@ asio::awaitable<void> QemuOutgoing::start_outgoing(MemoryLink link, MemoryTuning
 asio::awaitable<void> QemuOutgoing::tune(MemoryTuning tuning) {
     Json parameters{
         {"downtime-limit", std::min<uint64_t>(tuning.downtime_ms, 2000000)},
-        {"max-bandwidth", tuning.max_bandwidth == 0 ? unlimited_bandwidth : tuning.max_bandwidth}};
+        {"max-bandwidth", tuning.max_bandwidth == 0 ? unlimited_bandwidth : tuning.max_bandwidth},
+        {"max-postcopy-bandwidth", tuning.max_bandwidth}};
     co_await qmp_->execute("migrate-set-parameters", std::move(parameters), command_patience);
 }
 
@@ -319,10 +323,83 @@ asio::awaitable<void> QemuOutgoing::finish_memory(milliseconds patience) {
     Json arguments{{"state", "pre-switchover"}};
     co_await qmp_->execute("migrate-continue", std::move(arguments), command_patience);
     std::vector<std::string> any = ended;
+    any.insert(any.end(), {qemu::postcopy_going, qemu::postcopy_broken});
     co_await wait_status(std::move(any), deadline);
+    if (status_ == qemu::postcopy_going) {
+        // Said before the devices are inactive, and in the same hold of the lock that a command
+        // waits for.
+        Json none = Json::object();
+        const Json migration =
+            co_await qmp_->execute("query-migrate", std::move(none), command_patience);
+        status_ = migration.value("status", "");
+        postcopy_ = true;
+    }
     co_await throw_if_failed();
     // From here the VM is whole at the other end: that QEMU ends here stops nothing.
     lost_ = nullptr;
+}
+
+asio::awaitable<void> QemuOutgoing::start_postcopy() {
+    return command("migrate-start-postcopy");
+}
+
+asio::awaitable<MemoryRest> QemuOutgoing::rest() {
+    if (!postcopy_ || status_ == "completed") {
+        co_return MemoryRest::none;
+    }
+    if (!lost_reason_.empty()) {
+        throw Error(ErrorKind::state, lost_reason_);
+    }
+    Json none = Json::object();
+    const Json migration =
+        co_await qmp_->execute("query-migrate", std::move(none), command_patience);
+    status_ = migration.value("status", "");
+    if (status_ == "completed") {
+        co_return MemoryRest::none;
+    }
+    if (is_one_of(status_, ended)) {
+        const std::string why = migration.value("error-desc", "QEMU gives no reason");
+        throw Error(ErrorKind::state,
+                    fmt::format("QEMU's migration is in state '{}': {}", status_, why));
+    }
+    co_return status_ == qemu::postcopy_broken ? MemoryRest::interrupted : MemoryRest::going;
+}
+
+// Whether QEMU may end here; with what has failed nothing can be done any more.
+asio::awaitable<bool> QemuOutgoing::is_needed() {
+    if (rest_is_lost_) {
+        co_return false;
+    }
+    try {
+        const MemoryRest left = co_await rest();
+        co_return left != MemoryRest::none;
+    } catch (const Error& error) {
+        if (error.kind() != ErrorKind::state) {
+            throw;
+        }
+    }
+    co_return false;
+}
+
+asio::awaitable<void> QemuOutgoing::send_again(MemoryLink link) {
+    if (status_ != qemu::postcopy_broken) {
+        Json none = Json::object();
+        co_await qmp_->execute_oob("migrate-pause", std::move(none), command_patience);
+        std::vector<std::string> any{qemu::postcopy_broken};
+        const Deadline deadline = Clock::now() + command_patience;
+        co_await wait_status(std::move(any), deadline);
+    }
+    co_await qemu::add_credentials(qmp_, "client", link, key_dir_);
+    qemu::remove_keys(key_dir_);
+    Json arguments{{"uri", qemu::migration_uri(link)}, {"resume", true}};
+    co_await qmp_->execute("migrate", std::move(arguments), command_patience);
+    std::vector<std::string> any{qemu::postcopy_going, qemu::postcopy_broken, "completed"};
+    const Deadline deadline = Clock::now() + command_patience;
+    status_ = "postcopy-recover";
+    co_await wait_status(std::move(any), deadline);
+    if (status_ == qemu::postcopy_broken) {
+        throw Error(ErrorKind::peer, "the memory's new link has broken as well");
+    }
 }
 
 asio::awaitable<void> QemuOutgoing::command(std::string name) {
@@ -397,6 +474,18 @@ asio::awaitable<bool> QemuOutgoing::ends_until(Deadline deadline) {
 // Over a dead link migrate_cancel waits for TCP to give up, which `yank` makes it do, but not
 // while it connects. The guest runs meanwhile, and QEMU ends its migration in the background.
 asio::awaitable<void> QemuOutgoing::stop_migration() {
+    Json none = Json::object();
+    const Json migration =
+        co_await qmp_->execute("query-migrate", std::move(none), command_patience);
+    status_ = migration.value("status", "");
+    if (status_ == qemu::postcopy_broken) {
+        throw Error(
+            ErrorKind::refused,
+            fmt::format(
+                "the other end of its post-copy is gone, and QEMU can't go back from there: "
+                "end this QEMU, and start {} anew from its disks",
+                vm_));
+    }
     co_await command("migrate_cancel");
     const Deadline polite = Clock::now() + cancel_patience;
     const bool over = co_await ends_until(polite);
@@ -458,6 +547,11 @@ asio::awaitable<void> QemuOutgoing::destroy_source(milliseconds patience) {
     lost_ = nullptr;
     if (!lost_reason_.empty()) {
         co_return;
+    }
+    const bool needed = co_await is_needed();
+    if (needed) {
+        throw Error(ErrorKind::state,
+                    fmt::format("some of the memory of {} is yet to go: QEMU stays", vm_));
     }
     const Deadline deadline = Clock::now() + patience;
     try {

@@ -22,22 +22,40 @@ std::string key_file(const std::string& key_dir) {
 
 } // namespace
 
-asio::awaitable<void> set_capabilities(std::shared_ptr<Qmp> qmp, std::vector<std::string> on) {
+asio::awaitable<void>
+set_ways(std::shared_ptr<Qmp> qmp, std::vector<std::string> capabilities, MemoryWays ways) {
+    const bool several = ways.connections > 1 || ways.compress == "zstd";
+    std::map<std::string, bool> wanted{{"auto-converge", ways.auto_converge},
+                                       {"xbzrle", ways.compress == "xbzrle"},
+                                       {"multifd", several},
+                                       {"postcopy-ram", ways.postcopy}};
+    for (const std::string& name : capabilities) {
+        wanted[name] = true;
+    }
     Json list = Json::array();
-    for (const std::string& name : on) {
-        Json entry{{"capability", name}, {"state", true}};
+    for (const auto& [name, on] : wanted) {
+        Json entry{{"capability", name}, {"state", on}};
         list.push_back(std::move(entry));
     }
     Json arguments{{"capabilities", std::move(list)}};
     co_await qmp->execute("migrate-set-capabilities", std::move(arguments), command_patience);
+    if (several) {
+        Json parameters{{"multifd-channels", ways.connections},
+                        {"multifd-compression", ways.compress}};
+        co_await qmp->execute("migrate-set-parameters", std::move(parameters), command_patience);
+    }
+}
+
+void write_key(const MemoryLink& link, const std::string& key_dir) {
+    make_directories(key_dir, 0700);
+    add_psk(key_file(key_dir), link.psk_user, link.psk_key);
 }
 
 asio::awaitable<void> add_credentials(std::shared_ptr<Qmp> qmp,
                                       std::string endpoint,
                                       MemoryLink link,
                                       std::string key_dir) {
-    make_directories(key_dir, 0700);
-    add_psk(key_file(key_dir), link.psk_user, link.psk_key);
+    write_key(link, key_dir);
     try {
         Json arguments{{"id", credentials}};
         co_await qmp->execute("object-del", std::move(arguments), command_patience);

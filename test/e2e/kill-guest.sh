@@ -15,7 +15,6 @@ source "$(dirname "$0")/functions.sh"
 source "$e2e_top/test/e2e/step-functions.sh"
 # shellcheck source=test/e2e/guest-functions.sh
 source "$e2e_top/test/e2e/guest-functions.sh"
-requires socat
 
 cases=(source.handover/link source.handover/hypervisor source.handover/silent source.fence/hypervisor source.fence/new-hypervisor
     source.promote/link source.promote/lost-site source.promote/source source.promote/new-hypervisor destination.promote/agent source.finish/link)
@@ -32,18 +31,11 @@ fi
 [[ $# == 0 ]] || cases=("$@")
 
 lab_up
-# The agent is reached over the link, as with ssh: HOST drover agent --stdio.
-cat >rsh <<SH
-#!/bin/bash
-exec "$LAB/at" src socat - TCP:10.8.0.2:2222
-SH
-chmod +x rsh
-background "$LAB/at" dst socat TCP-LISTEN:2222,bind=10.8.0.2,reuseaddr,fork EXEC:"drover agent --stdio" 2>socat.log
+agents_over_link
 
 # ---- who is who
 
 serves() { jq .pid "$LAB/$1/run/$vm/root.json" 2>/dev/null; }
-guardian_pid() { pgrep -f "guardian $LAB/src/vm.d/$vm.toml" | head -n 1; }
 victim_pid() {
     case $1 in
         coordinator) echo "$coordinator" ;;
@@ -57,13 +49,6 @@ victim_pid() {
         new-hypervisor) lab_guest_pids dst ;;
     esac
 }
-role_at() { at "$1" drover status "$vm" --json 2>/dev/null | jq -r '[.vms[0].disks[]?.record.role // empty] | unique | join("+")'; }
-guest_state() { timeout 10 "$LAB_BUILD/test/lab/lab-client" qmp "$LAB/$1/monitor" query-status 2>/dev/null | jq -r .status; }
-runs_at() { [[ $(guest_state "$1") == running ]]; }
-is_over() { tail -n 1 "$LAB/src/state/$vm/journal" | grep -q '"step":"over"' && [[ -z $(guardian_pid) ]]; }
-# At the destination, beside the server of its agents.
-leftovers() { ip netns pids "$(lab_sites netns dst)" | xargs -r ps -o comm= -p | grep -E 'nbdkit|qemu|drover'; }
-clean_at_dst() { ! leftovers >/dev/null; }
 
 wait_until_over() {
     local end=$((SECONDS + 150))

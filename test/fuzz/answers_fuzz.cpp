@@ -79,6 +79,11 @@ void check_answer(uint8_t which, const Json& answer) {
         }
         read_at_home(answer);
         break;
+    case 10:
+        if (const auto port = read_memory_again(answer)) {
+            check_port(*port);
+        }
+        break;
     case 8: {
         const Survey survey = read_survey(answer);
         FUZZ_CHECK(survey.findings.size() <= 100 && survey.cpu.flags.size() <= 2000);

@@ -123,6 +123,8 @@ TEST_CASE("a lying agent gets an Error(peer), whatever it answers") {
               [&](const Json& answer) { read_prepare(answer, disks, true); });
     tell_lies({{"disks", {port}}}, [&](const Json& answer) { read_forward_key(answer, disks); });
     tell_lies({{"disks", {port}}}, [&](const Json& answer) { read_hashes(answer, disks); });
+    tell_lies({{"port", 1}, {"psk_user", "u"}},
+              [](const Json& answer) { read_memory_again(answer); });
     tell_lies({{"generation", 1}}, [&](const Json& answer) { read_check(answer, 1); });
     tell_lies(
         {{"findings", {{{"level", "problem"}, {"about", "a"}, {"text", "b"}, {"advice", "c"}}}},

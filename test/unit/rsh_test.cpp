@@ -35,6 +35,11 @@ TEST_CASE("the agent's command: HOST behind the words, or where {host} is") {
 }
 
 TEST_CASE("data links dial the host without its user") {
-    CHECK(host_address("root@10.0.0.1") == "10.0.0.1");
-    CHECK(host_address("site-b") == "site-b");
+    PeerOptions peer;
+    peer.host = "root@10.0.0.1";
+    CHECK(data_address(peer) == "10.0.0.1");
+    peer.host = "site-b";
+    CHECK(data_address(peer) == "site-b");
+    peer.data_address = "192.0.2.1";
+    CHECK(data_address(peer) == "192.0.2.1");
 }
