@@ -31,7 +31,7 @@ LABEL org.opencontainers.image.title="drover" \
 # tini, to end what an agent leaves behind when it is gone.
 RUN apt-get update && \
     apt-get install -y --no-install-recommends nbdkit openssh-client tini \
-      libnbd0 liburing2 libgnutls30 libfmt9 libnl-genl-3-200 libzstd1 && \
+      libnbd0 liburing2 libgnutls30 libfmt9 libldns3 libnl-genl-3-200 libzstd1 && \
     rm -rf /var/lib/apt/lists/*
 COPY --from=build /image/ /
 COPY conf/drover.toml /etc/drover/drover.toml

@@ -8,6 +8,7 @@
 #include "migrator/agent_params.h"
 #include "migrator/cli.h"
 #include "migrator/destination.h"
+#include "migrator/host_facts.h"
 #include "migrator/paths.h"
 #include "migrator/probe.h"
 #include "migrator/verify.h"
@@ -33,12 +34,6 @@ using rpc::Json;
 
 constexpr uint64_t protocol_version = 2;
 constexpr std::chrono::seconds life_interval{5};
-
-std::string host_name() {
-    char name[256] = "";
-    ::gethostname(name, sizeof name - 1);
-    return name;
-}
 
 std::string machine_id() {
     try {

@@ -4,6 +4,7 @@
 #include "common/secrets.h"
 #include "migrator/check_options.h"
 #include "migrator/destination_recovery.h"
+#include "migrator/dns_change.h"
 #include "migrator/drivers/none.h"
 #include "migrator/forward_policy.h"
 #include "migrator/paths.h"
@@ -75,6 +76,8 @@ public:
         }
         std::function<void()> network = [this] { look_at_network(); };
         co_await on_a_thread(std::move(network));
+        std::function<void()> names = [this] { look_at_names(); };
+        co_await on_a_thread(std::move(names));
         if (!vm_.hooks.pre_check.empty()) {
             say({Level::note, "hook pre-check", "not run, as it may change something"});
         }
@@ -277,6 +280,38 @@ private:
             look_at_home();
         } catch (const Error& error) {
             say({Level::problem, "tunnel", error.what()});
+        }
+    }
+
+    void look_at_names() {
+        if (!moves_dns(vm_, options_.disk_only, options_.detach, !options_.peer.to_uri.empty())) {
+            return;
+        }
+        try {
+            const DnsState state = survey_dns(vm_, "", options_.peer.host);
+            say({Level::ok,
+                 "dns",
+                 fmt::format("{} can be updated with the key of {}",
+                             fmt::join(names_of(state), " "),
+                             vm_.network.dns->key_file)});
+            look_at_ttl(state);
+        } catch (const Error& error) {
+            say({Level::problem, "dns", error.what()});
+        }
+    }
+
+    void look_at_ttl(const DnsState& state) {
+        uint32_t longest = 0;
+        for (const DnsState::Entry& entry : state.entries) {
+            longest = std::max(longest, entry.before.ttl);
+        }
+        if (longest > state.ttl) {
+            say({Level::warning,
+                 "dns",
+                 fmt::format("records have a TTL of {} s: a cache may have the old addresses for "
+                             "as long after the migration has begun and lowered it",
+                             longest),
+                 fmt::format("`drover dns {} --lower` that long before", vm_.name)});
         }
     }
 

@@ -5,6 +5,7 @@
 #include "migrator/check.h"
 #include "migrator/coordinator.h"
 #include "migrator/ctl.h"
+#include "migrator/dns_command.h"
 #include "migrator/guardian.h"
 #include "migrator/paths.h"
 #include "migrator/recover.h"
@@ -392,6 +393,42 @@ void add_recover(Program& program) {
     });
 }
 
+void add_dns(Program& program) {
+    struct Options {
+        std::string vm;
+        DnsOptions dns;
+    };
+    auto options = std::make_shared<Options>();
+    CLI::App* command =
+        program.app.add_subcommand("dns", "Show the VM's DNS records, or change them by hand");
+    add_vm(*command, options->vm);
+    auto* lower = command->add_flag(
+        "--lower", options->dns.lower, "Give them the TTL of the move, ahead of it");
+    auto* restore = command->add_flag(
+        "--restore", options->dns.restore, "The VM stays: give them the TTL they had");
+    auto* moved =
+        command
+            ->add_option("--moved",
+                         options->dns.moved_host,
+                         "The VM runs at HOST: give its names the addresses that it has there")
+            ->type_name("HOST");
+    command
+        ->add_flag(
+            "--settle", options->dns.settle, "Do what a migration could not do at the DNS server")
+        ->excludes(lower)
+        ->excludes(restore)
+        ->excludes(moved);
+    restore->excludes(lower)->excludes(moved);
+    moved->excludes(lower);
+    command->final_callback([&program, options] {
+        program.chosen = [options] {
+            const SiteConfig site = load_site_config();
+            const VmFile vm = load_vm_file(site, options->vm, HostCheck::may_be_missing);
+            return run_dns(site, vm, options->dns);
+        };
+    });
+}
+
 void add_guardian(Program& program) {
     auto vm = std::make_shared<std::string>();
     CLI::App* command = program.app.add_subcommand("guardian", "Started by `drover migrate`");
@@ -462,6 +499,7 @@ int run_cli(int argc, char** argv) {
     add_abort(program);
     add_recover(program);
     add_verify(program);
+    add_dns(program);
     add_ctl(program);
     add_agent(program);
     add_guardian(program);

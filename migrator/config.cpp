@@ -251,7 +251,9 @@ bool valid_name(std::string_view name) {
 }
 
 bool valid_disk_name(std::string_view name) {
-    constexpr std::array<std::string_view, 12> taken{"agent.lock",
+    constexpr std::array<std::string_view, 14> taken{"agent.lock",
+                                                     "dns.state",
+                                                     "dns.state.tmp",
                                                      "guardian.log",
                                                      "hypervisor.log",
                                                      "journal",

@@ -10,6 +10,7 @@
 #include <chrono>
 #include <cstdint>
 #include <map>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -54,6 +55,23 @@ struct NicSpec {
     std::string home_bridge;              // here, never sent; empty: as `bridge`
 };
 
+inline constexpr uint16_t dns_port = 53;
+
+// The names of a VM that moves get its new addresses (migrator/dns_change.h).
+struct DnsSpec {
+    std::vector<std::string> names; // canonical: in lower case, with a last dot; the first is the
+                                    // one of the PTR records
+    std::string server;             // an address
+    uint16_t port = dns_port;
+    std::string key_file; // absolute path
+    uint32_t ttl = 60;    // seconds, while it moves
+    bool ptr = true;      // the addresses' PTR records too
+    // One of the two says the new addresses: by the HOST that it is moved to; or a command (as
+    // Hooks) that prints them.
+    std::map<std::string, std::vector<std::string>> addresses;
+    std::vector<std::string> address_hook;
+};
+
 // What becomes of connections to the addresses of a VM that moves.
 struct NetworkSpec {
     enum class Mode {
@@ -64,6 +82,7 @@ struct NetworkSpec {
     };
     Mode mode = Mode::none;
     std::string keep = "until-idle", keep_at_least = "2h"; // as drover-tunnel takes them
+    std::optional<DnsSpec> dns;
 };
 
 // Commands at the source, each an argv (empty: none), run without a shell. Their environment:

@@ -188,6 +188,18 @@ std::optional<uint64_t> ConfigTable::size(const char* key) {
     return bytes;
 }
 
+std::optional<bool> ConfigTable::boolean(const char* key) {
+    const toml::node* node = find(key);
+    if (node == nullptr) {
+        return std::nullopt;
+    }
+    const auto value = node->value_exact<bool>();
+    if (!value) {
+        wrong_type(key, "true or false");
+    }
+    return value;
+}
+
 std::optional<ConfigTable> ConfigTable::table(const char* key) {
     const toml::node* node = find(key);
     if (node == nullptr) {

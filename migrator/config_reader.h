@@ -28,6 +28,7 @@ public:
     std::optional<std::string> string(const char* key);
     std::optional<uint64_t> integer(const char* key, uint64_t least, uint64_t most);
     std::optional<uint64_t> size(const char* key); // "64K", or a number of bytes
+    std::optional<bool> boolean(const char* key);
     std::optional<ConfigTable> table(const char* key);
     // Empty if it is not there.
     std::vector<std::string> strings(const char* key);

@@ -3,6 +3,7 @@
 
 #include "common/process.h"
 #include "migrator/cli.h"
+#include "migrator/dns_change.h"
 #include "migrator/paths.h"
 #include "migrator/recover.h"
 #include "migrator/source_recovery.h"
@@ -58,11 +59,55 @@ std::string unfinished(const std::string& vm) {
                : "";
 }
 
+void pause_before_next(milliseconds& pause) {
+    ::usleep(static_cast<useconds_t>(pause.count() * 1000));
+    pause = std::min(2 * pause, last_pause);
+}
+
 void log_result(const SourceRecovery::Result& result) {
     for (const std::string& trouble : result.troubles) {
         log("warning: " + trouble);
     }
     log(result.text);
+}
+
+// Until it is recovered, by us or by somebody else.
+void recover_to_end(const SiteConfig& site, const VmFile& vm) {
+    const std::string migration = unfinished(vm.name);
+    if (migration.empty()) {
+        return;
+    }
+    log(fmt::format("the coordinator of migration {} has ended before its end", migration));
+    const Deadline clean_up_end = Clock::now() + clean_up_patience;
+    milliseconds pause = first_pause;
+    do {
+        const auto result = recover_if_free(site, vm, migration, "guardian");
+        if (result) {
+            log_result(*result);
+            const bool only_clean_up = result->verdict != Verdict::undecided && !result->stuck;
+            if (!result->owed || (only_clean_up && Clock::now() > clean_up_end)) {
+                return;
+            }
+        }
+        pause_before_next(pause);
+    } while (unfinished(vm.name) == migration);
+}
+
+// What the migration, however it has ended, could not do at the DNS server.
+void settle_names(const SiteConfig& site, const VmFile& vm) {
+    const auto journal = read_journal(paths().journal(vm.name));
+    const Deadline end = Clock::now() + dns_patience;
+    milliseconds pause = first_pause;
+    while (journal && Clock::now() < end) {
+        try {
+            if (settle_names_if_free(site, vm, journal->text("migration"), log)) {
+                return;
+            }
+        } catch (const std::exception& error) {
+            log(error.what());
+        }
+        pause_before_next(pause);
+    }
 }
 
 } // namespace
@@ -123,28 +168,9 @@ int run_guardian(const SiteConfig& site, const std::string& vm_path) {
     }
     wait_for_end_of_coordinator();
     const VmFile vm = load_vm_file(site, vm_path, HostCheck::may_be_missing);
-    const std::string migration = unfinished(vm.name);
-    if (migration.empty()) {
-        return exit_done;
-    }
-    log(fmt::format("the coordinator of migration {} has ended before its end", migration));
-    const Deadline clean_up_end = Clock::now() + clean_up_patience;
-    milliseconds pause = first_pause;
-    for (;;) {
-        const auto result = recover_if_free(site, vm, migration, "guardian");
-        if (result) {
-            log_result(*result);
-            const bool only_clean_up = result->verdict != Verdict::undecided && !result->stuck;
-            if (!result->owed || (only_clean_up && Clock::now() > clean_up_end)) {
-                return exit_done;
-            }
-        }
-        ::usleep(static_cast<useconds_t>(pause.count() * 1000));
-        if (unfinished(vm.name) != migration) {
-            return exit_done; // somebody else has seen to it
-        }
-        pause = std::min(2 * pause, last_pause);
-    }
+    recover_to_end(site, vm);
+    settle_names(site, vm);
+    return exit_done;
 }
 
 } // namespace drover

@@ -3,11 +3,14 @@
 
 #include "common/process.h"
 
+#include <fcntl.h>
 #include <signal.h>
 #include <unistd.h>
 
 namespace drover {
 namespace {
+
+constexpr size_t most_printed = 65536; // as much as a pipe holds
 
 struct EndSession {
     Child& child;
@@ -19,15 +22,30 @@ struct EndSession {
     }
 };
 
-} // namespace
-
-asio::awaitable<void> run_hook(std::string name,
-                               std::vector<std::string> command,
-                               HookEnvironment environment,
-                               milliseconds patience) {
-    if (command.empty()) {
-        co_return;
+// What is there by now; others may have the other end.
+std::string read_rest(int pipe) {
+    std::string text(most_printed, '\0');
+    size_t have = 0;
+    ::fcntl(pipe, F_SETFL, O_NONBLOCK);
+    while (have < text.size()) {
+        const ssize_t got = ::read(pipe, text.data() + have, text.size() - have);
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            break;
+        }
+        have += static_cast<size_t>(got);
     }
+    text.resize(have);
+    return text;
+}
+
+asio::awaitable<std::string> run(std::string name,
+                                 std::vector<std::string> command,
+                                 HookEnvironment environment,
+                                 milliseconds patience,
+                                 bool prints) {
     SpawnOptions options;
     options.argv = std::move(command);
     options.env = {{"DROVER_HOOK", name},
@@ -36,8 +54,12 @@ asio::awaitable<void> run_hook(std::string name,
                    {"DROVER_FROM", environment.from},
                    {"DROVER_TO", environment.to},
                    {"DROVER_MIGRATION", environment.migration}};
-    // Our stdout is the report's.
-    options.fds = {{STDERR_FILENO, STDOUT_FILENO}};
+    if (prints) {
+        options.pipe_stdout = true;
+    } else {
+        // Our stdout is the report's.
+        options.fds = {{STDERR_FILENO, STDOUT_FILENO}};
+    }
     options.inherit_stderr = true;
     options.own_session = true;
     Child child = spawn(options);
@@ -52,6 +74,26 @@ asio::awaitable<void> run_hook(std::string name,
         throw Error(ErrorKind::refused,
                     fmt::format("hook {}: {}", name, status ? status->text() : "it did not end"));
     }
+    co_return prints ? read_rest(child.stdout_pipe.get()) : std::string();
+}
+
+} // namespace
+
+asio::awaitable<void> run_hook(std::string name,
+                               std::vector<std::string> command,
+                               HookEnvironment environment,
+                               milliseconds patience) {
+    if (command.empty()) {
+        co_return;
+    }
+    co_await run(std::move(name), std::move(command), std::move(environment), patience, false);
+}
+
+asio::awaitable<std::string> run_printing_hook(std::string name,
+                                               std::vector<std::string> command,
+                                               HookEnvironment environment,
+                                               milliseconds patience) {
+    return run(std::move(name), std::move(command), std::move(environment), patience, true);
 }
 
 } // namespace drover

@@ -26,4 +26,10 @@ asio::awaitable<void> run_hook(std::string name,
                                HookEnvironment environment,
                                milliseconds patience);
 
+// The same of one that is to print something: its stdout, the first 64 KiB.
+asio::awaitable<std::string> run_printing_hook(std::string name,
+                                               std::vector<std::string> command,
+                                               HookEnvironment environment,
+                                               milliseconds patience);
+
 } // namespace drover

@@ -51,6 +51,12 @@ std::optional<std::string_view> value_of(std::string_view line, std::string_view
 
 } // namespace
 
+std::string host_name() {
+    char name[256] = "";
+    ::gethostname(name, sizeof name - 1);
+    return name;
+}
+
 bool has_program(const std::string& word) {
     if (word.find('/') != std::string::npos) {
         return is_executable(word);

@@ -11,6 +11,9 @@
 
 namespace drover {
 
+// Its own, without a domain.
+std::string host_name();
+
 // As a command's first word is looked up.
 bool has_program(const std::string& word);
 

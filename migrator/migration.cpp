@@ -4,6 +4,7 @@
 
 #include "common/secrets.h"
 #include "migrator/check_options.h"
+#include "migrator/dns_change.h"
 #include "migrator/driver.h"
 #include "migrator/memory_convergence.h"
 #include "migrator/paths.h"
@@ -77,6 +78,7 @@ asio::awaitable<void> Migration::forward() {
     step(PhaseEvent::step);
     co_await switch_over();
     step(PhaseEvent::step);
+    turn_names();
     co_await see_rest_across();
     if (options_.verify) {
         co_await verify();
@@ -112,6 +114,16 @@ asio::awaitable<void> Migration::check() {
     if (!to_plain_server()) {
         co_await check_peer();
     }
+    if (moves_dns(vm_, options_.disk_only, options_.detach, to_plain_server())) {
+        co_await survey_names();
+    }
+}
+
+asio::awaitable<void> Migration::survey_names() {
+    std::function<void()> work = [this] {
+        names_ = survey_dns(vm_, report_.migration, options_.peer.host);
+    };
+    co_await on_a_thread(std::move(work));
 }
 
 asio::awaitable<void> Migration::open_disk(SourceDisk& disk) {
@@ -252,6 +264,9 @@ asio::awaitable<void> Migration::prepare() {
     if (!to_plain_server()) {
         co_await prepare_agent();
     }
+    if (names_) {
+        co_await lower_ttls();
+    }
     co_await journal_->step(JournalStep::replicate);
     report_.times.streaming = Clock::now();
     std::vector<asio::awaitable<void>> starting;
@@ -269,6 +284,12 @@ asio::awaitable<void> Migration::prepare() {
         starting.push_back(replicate(disk, std::move(to), compare));
     }
     co_await all(std::move(starting));
+}
+
+// The caches have as long as the disks take to forget the longer one.
+asio::awaitable<void> Migration::lower_ttls() {
+    std::function<void()> work = [this] { lower_dns(vm_, *names_); };
+    co_await on_a_thread(std::move(work));
 }
 
 void Migration::add_bases(Json& params) const {
@@ -710,6 +731,20 @@ void Migration::turn_network() {
                             hook_environment(),
                             patience(site_.timeouts.hook)),
                    std::move(done));
+}
+
+// Likewise. That the VM runs there it does not depend on.
+void Migration::turn_names() {
+    if (!names_ || named_) {
+        return;
+    }
+    named_ = naming_ = true;
+    auto done = [this](std::exception_ptr failure, std::vector<std::string> foreign) {
+        naming_ = false;
+        tell_names(failure, foreign);
+        changed_.notify();
+    };
+    asio::co_spawn(executor_, move_dns(site_, vm_, hook_environment()), std::move(done));
 }
 
 } // namespace drover

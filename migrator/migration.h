@@ -4,6 +4,7 @@
 // migration_end.cpp. On the one thread of its executor.
 #pragma once
 
+#include "migrator/dns_records.h"
 #include "migrator/driven_vm.h"
 #include "migrator/hooks.h"
 #include "migrator/journal.h"
@@ -87,6 +88,9 @@ private:
     void set_forward_targets();
     void tell_moment(Moment moment);
     void turn_network();
+    asio::awaitable<void> survey_names();
+    asio::awaitable<void> lower_ttls();
+    void turn_names();
     asio::awaitable<void> verify_disk(size_t index);
     asio::awaitable<void> release();
     SwitchoverParts parts();
@@ -95,6 +99,9 @@ private:
     asio::awaitable<int> conclude_failed();
     asio::awaitable<void> go_back();
     asio::awaitable<void> wait_for_network();
+    asio::awaitable<void> wait_for_names();
+    asio::awaitable<void> restore_names();
+    void tell_names(const std::exception_ptr& failure, const std::vector<std::string>& foreign);
     asio::awaitable<void> failed_hook();
     asio::awaitable<void> take_figures();
     asio::awaitable<void> take_memory_figures();
@@ -153,13 +160,16 @@ private:
     std::vector<ForwardKey> forward_keys_;
     std::vector<uint64_t> handover_lsns_;
     std::optional<MemoryProgress> memory_;
-    bool touched_ = false;       // past the check
-    bool may_be_fenced_ = false; // the first fence was sent, or is about to be
-    bool turned_ = false;        // the post-switchover hook was started
-    bool turning_ = false;       // and runs
-    bool vm_lost_ = false;       // the guest ended by itself
-    bool postcopy_ = false;      // begun
-    std::string died_;           // why, of a VM that ran there without all of its memory
+    bool touched_ = false;          // past the check
+    bool may_be_fenced_ = false;    // the first fence was sent, or is about to be
+    bool turned_ = false;           // the post-switchover hook was started
+    bool turning_ = false;          // and runs
+    bool vm_lost_ = false;          // the guest ended by itself
+    bool postcopy_ = false;         // begun
+    std::string died_;              // why, of a VM that ran there without all of its memory
+    std::optional<DnsState> names_; // as they were, where they are to change
+    bool naming_ = false;           // and are being changed
+    bool named_ = false;            // that was begun
     std::string turn_failure_, why_stranded_;
     bool stuck_ = false; // the disks are here, and the VM's hypervisor does not run it yet
 };

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // How a migration ends: with clean-up at both sides, or on the way back (recovery.h).
+#include "migrator/dns_change.h"
 #include "migrator/driver.h"
 #include "migrator/migration.h"
 #include "migrator/paths.h"
@@ -25,6 +26,7 @@ asio::awaitable<void> Migration::attempt(std::string what, asio::awaitable<void>
 // --- after the VM runs there
 
 asio::awaitable<void> Migration::finish() {
+    turn_names(); // where it was found out late that the VM runs there
     co_await see_rest_across();
     co_await take_figures();
     for (const auto& disk : disks_) {
@@ -36,6 +38,7 @@ asio::awaitable<void> Migration::finish() {
         co_await attempt("", settle_tunnels(vm_.name, false));
     }
     co_await wait_for_network();
+    co_await wait_for_names();
     co_await agent_.end();
     if (!options_.disk_only || options_.release_source) {
         // Nobody uses them any more; a disk that comes back wants their sockets.
@@ -95,6 +98,42 @@ asio::awaitable<void> Migration::wait_for_network() {
     }
 }
 
+asio::awaitable<void> Migration::wait_for_names() {
+    while (naming_) {
+        co_await changed_.wait_until(no_deadline); // it ends by itself
+    }
+}
+
+asio::awaitable<void> Migration::restore_names() {
+    std::exception_ptr failure;
+    std::vector<std::string> foreign;
+    std::function<void()> work = [&] { foreign = restore_dns(vm_); };
+    try {
+        co_await on_a_thread(std::move(work));
+    } catch (const std::exception&) {
+        failure = std::current_exception();
+    }
+    tell_names(failure, foreign);
+}
+
+// No failure of the migration.
+void Migration::tell_names(const std::exception_ptr& failure,
+                           const std::vector<std::string>& foreign) {
+    for (const std::string& text : foreign) {
+        say("warning", text);
+    }
+    if (failure) {
+        say("warning",
+            fmt::format(
+                "{}. The DNS records of {} are not what they have to be: its guardian tries "
+                "again for {} minutes, and `drover dns {} --settle` does",
+                text_of(failure),
+                vm_.name,
+                dns_patience.count(),
+                vm_.name));
+    }
+}
+
 asio::awaitable<void> Migration::take_figures() {
     for (size_t i = 0; i < disks_.size(); ++i) {
         const SourceDisk& disk = *disks_[i];
@@ -141,6 +180,7 @@ asio::awaitable<int> Migration::conclude_failed() {
         co_await attempt("", finish());
         step(troubles_.empty() ? PhaseEvent::step : PhaseEvent::failure);
     }
+    co_await wait_for_names(); // also where a verification has failed
     co_await agent_.end();
     report_.result = phase_name(phase_);
     switch (phase_) {
@@ -206,6 +246,9 @@ asio::awaitable<void> Migration::go_back() {
             co_await attempt("", settle_tunnels(vm_.name, true));
         }
         co_await attempt("", failed_hook());
+        if (names_) {
+            co_await restore_names();
+        }
     }
     if (!recovery.more_to_do()) {
         co_await attempt("", journal_->step(JournalStep::over));

@@ -4,6 +4,7 @@
 #include "migrator/check_options.h"
 #include "migrator/driver.h"
 #include "migrator/drivers/none.h"
+#include "migrator/host_facts.h"
 #include "migrator/migration.h"
 #include "migrator/paths.h"
 #include "migrator/run_lock.h"
@@ -20,12 +21,6 @@ namespace drover {
 namespace {
 
 using rpc::Json;
-
-std::string host_name() {
-    char name[256] = "";
-    ::gethostname(name, sizeof name - 1);
-    return name;
-}
 
 } // namespace
 

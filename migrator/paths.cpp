@@ -115,6 +115,10 @@ std::string Paths::migrate_socket(const std::string& vm) const {
 std::string Paths::journal(const std::string& vm) const {
     return vm_state(vm) + "/journal";
 }
+std::string Paths::dns_state(const std::string& vm) const {
+    return vm_state(vm) + "/dns.state";
+}
+
 std::string Paths::migrate_lock(const std::string& vm) const {
     return vm_state(vm) + "/migrate.lock";
 }

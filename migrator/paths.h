@@ -40,6 +40,7 @@ struct Paths {
     std::string tunnel_log(const std::string& vm) const;               // STATE/VM/tunnel.log
     std::string migrate_socket(const std::string& vm) const; // RUN/VM/migrate.sock: its coordinator
     std::string journal(const std::string& vm) const;        // STATE/VM/journal
+    std::string dns_state(const std::string& vm) const;      // STATE/VM/dns.state
     std::string migrate_lock(const std::string& vm) const;   // STATE/VM/migrate.lock
     std::string agent_lock(const std::string& vm) const;     // STATE/VM/agent.lock
     // STATE/VM/vm.toml: the VM file of a VM that came in, written by the agent (to_toml).

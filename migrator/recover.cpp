@@ -2,6 +2,8 @@
 #include "migrator/recover.h"
 
 #include "migrator/destination_recovery.h"
+#include "migrator/dns_change.h"
+#include "migrator/host_facts.h"
 #include "migrator/paths.h"
 #include "migrator/status.h"
 #include "migrator/vm_file.h"
@@ -167,6 +169,35 @@ std::optional<SourceRecovery::Result> recover_if_free(const SiteConfig& site,
         result.text = error.what();
         return result;
     }
+}
+
+bool settle_names_if_free(const SiteConfig& site,
+                          const VmFile& vm,
+                          const std::string& migration,
+                          const std::function<void(const std::string&)>& tell) {
+    if (!read_dns_state(vm.name)) {
+        return true;
+    }
+    RunLock lock(paths().migrate_lock(vm.name));
+    if (!lock.try_lock("guardian")) {
+        return false;
+    }
+    const auto state = read_dns_state(vm.name);
+    if (!state || state->migration != migration) {
+        return true;
+    }
+    HookEnvironment environment;
+    environment.vm = vm.name;
+    environment.from = host_name();
+    environment.to = state->host;
+    environment.migration = migration;
+    asio::io_context context(1);
+    const auto foreign =
+        run_alone(context, settle_dns(site, vm, !state->moved, std::move(environment)));
+    for (const std::string& text : foreign) {
+        tell(text);
+    }
+    return true;
 }
 
 std::optional<int> recover_served(const SiteConfig& site, const VmFile& vm) {

@@ -6,6 +6,8 @@
 #include "migrator/run_lock.h"
 #include "migrator/source_recovery.h"
 
+#include <functional>
+
 namespace drover {
 
 // On the calling thread, with an event loop of its own; the exit status. Throws Error.
@@ -29,6 +31,13 @@ std::optional<SourceRecovery::Result> recover_if_free(const SiteConfig& site,
                                                       const VmFile& vm,
                                                       const std::string& migration,
                                                       const std::string& what);
+
+// For the guardian: what `migration` still owes to the DNS (dns_change.h). True: nothing any more.
+// False: somebody else is at it. Throws what keeps it from being done.
+bool settle_names_if_free(const SiteConfig& site,
+                          const VmFile& vm,
+                          const std::string& migration,
+                          const std::function<void(const std::string&)>& tell);
 
 // The lock of a coordinator. Waits for a recovery that is under way, but not for a migration: then
 // it throws Error(state).

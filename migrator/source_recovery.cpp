@@ -1,8 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "migrator/source_recovery.h"
 
+#include "migrator/dns_change.h"
 #include "migrator/drivers/none.h"
-#include "migrator/hooks.h"
+#include "migrator/host_facts.h"
 #include "migrator/paths.h"
 #include "migrator/postcopy.h"
 #include "migrator/run_lock.h"
@@ -19,12 +20,6 @@ namespace {
 using rpc::Json;
 
 constexpr milliseconds leftover_patience{3000};
-
-std::string host_name() {
-    char name[256] = "";
-    ::gethostname(name, sizeof name - 1);
-    return name;
-}
 
 bool is_under_way(const Record& record) {
     switch (record.stage) {
@@ -168,15 +163,29 @@ asio::awaitable<void> SourceRecovery::attempt(asio::awaitable<void> task) {
     }
 }
 
-asio::awaitable<void> SourceRecovery::hook(std::string name, std::vector<std::string> command) {
+HookEnvironment SourceRecovery::hook_environment() const {
     HookEnvironment environment;
     environment.vm = vm_.name;
     environment.from = host_name();
     environment.to = there();
     environment.migration = migration_;
+    return environment;
+}
+
+asio::awaitable<void> SourceRecovery::hook(std::string name, std::vector<std::string> command) {
     const milliseconds patience = site_.timeouts.hook;
-    co_await attempt(
-        run_hook(std::move(name), std::move(command), std::move(environment), patience));
+    co_await attempt(run_hook(std::move(name), std::move(command), hook_environment(), patience));
+}
+
+// What it can't do is owed by itself, and neither the VM's nor the disks' affair.
+asio::awaitable<void> SourceRecovery::settle_names(bool here) {
+    try {
+        const auto foreign = co_await settle_dns(site_, vm_, here, hook_environment());
+        result_.troubles.insert(result_.troubles.end(), foreign.begin(), foreign.end());
+    } catch (const std::exception& error) {
+        result_.troubles.push_back(fmt::format(
+            "{}. `drover dns {} --settle` does what is left to do there", error.what(), vm_.name));
+    }
 }
 
 asio::awaitable<void> SourceRecovery::conclude_here(const Recovery& recovery) {
@@ -186,6 +195,7 @@ asio::awaitable<void> SourceRecovery::conclude_here(const Recovery& recovery) {
             co_await attempt(settle_tunnels(vm_.name, true));
         }
         co_await hook("failed", vm_.hooks.failed);
+        co_await settle_names(true);
     }
     result_.owed = recovery.more_to_do();
     if (!result_.owed) {
@@ -244,6 +254,7 @@ asio::awaitable<void> SourceRecovery::conclude_there(const Recovery& recovery) {
     if (!result_.owed) {
         co_await attempt(steps_->step(JournalStep::over));
     }
+    co_await settle_names(false);
     result_.text = fmt::format("{} belongs to {}{}",
                                vm_.name,
                                there(),

@@ -5,6 +5,7 @@
 
 #include "migrator/cli.h"
 #include "migrator/driven_vm.h"
+#include "migrator/hooks.h"
 #include "migrator/journal.h"
 #include "migrator/peer_agent.h"
 #include "migrator/recovery.h"
@@ -56,6 +57,8 @@ private:
     void conclude_undecided(const Recovery& recovery);
     asio::awaitable<void> hook(std::string name, std::vector<std::string> command);
     asio::awaitable<void> attempt(asio::awaitable<void> task);
+    asio::awaitable<void> settle_names(bool here);
+    HookEnvironment hook_environment() const;
     std::string there() const { return peer_.to_uri.empty() ? peer_.host : peer_.to_uri; }
 
     asio::any_io_executor executor_;

@@ -3,12 +3,14 @@
 
 #include "common/secrets.h"
 #include "migrator/config_reader.h"
+#include "migrator/dns_key.h"
 #include "migrator/paths.h"
 #include "migrator/state_files.h"
 #include "tunnel/core/keep.h"
 
 #include <algorithm>
 #include <filesystem>
+#include <regex>
 #include <set>
 #include <sstream>
 
@@ -19,6 +21,9 @@ namespace drover {
 namespace {
 
 namespace fs = std::filesystem;
+
+constexpr size_t most_dns_names = 16; // and addresses
+constexpr uint32_t most_dns_ttl = 86400;
 
 // A fenced disk's image is set aside as FILE.fenced-G: the plugin knows what to do with it.
 bool set_aside(const std::string& file) {
@@ -137,6 +142,118 @@ NicSpec read_nic(ConfigTable& table) {
     return nic;
 }
 
+std::vector<std::string> read_hook(ConfigTable& table, const char* key, HostCheck check) {
+    std::vector<std::string> argv = table.strings(key);
+    if (table.has(key) && (argv.empty() || argv[0].empty())) {
+        table.fail(key, "an array is expected: the program, then its arguments");
+    }
+    const bool path = !argv.empty() && argv[0].find('/') != std::string::npos;
+    if (path && check == HostCheck::must_exist && ::access(argv[0].c_str(), X_OK) != 0) {
+        table.fail(key,
+                   fmt::format("an executable program is expected at {}: {}",
+                               argv[0],
+                               std::strerror(errno)));
+    }
+    return argv;
+}
+
+// "10.1.0.53", "10.1.0.53:5353", "2001:db8::53", "[2001:db8::53]:5353".
+void read_dns_server(ConfigTable& table, DnsSpec& dns) {
+    const std::string text =
+        table.required_string("server", "the address of a DNS server that has the zones itself");
+    static const std::regex with_port(R"((?:\[([^\]]*)\]|([^:]*)):([0-9]{1,5}))");
+    std::smatch parts;
+    dns.server = text;
+    if (std::regex_match(text, parts, with_port)) {
+        const int port = std::stoi(parts[3]);
+        dns.server = parts[1].matched ? parts[1] : parts[2];
+        dns.port = port <= 65535 ? static_cast<uint16_t>(port) : uint16_t{0};
+    }
+    if (!valid_ip(dns.server) || dns.port == 0) {
+        table.fail("server",
+                   fmt::format("an address, or address and port, such as \"10.1.0.53\" or "
+                               "\"[2001:db8::53]:5353\", is expected, not \"{}\"",
+                               text));
+    }
+    dns.server = canonical_ip(dns.server);
+}
+
+void read_dns_names(ConfigTable& table, DnsSpec& dns) {
+    const std::vector<std::string> names = table.strings("names");
+    if (names.empty() || names.size() > most_dns_names) {
+        table.fail("names",
+                   fmt::format("the VM's names are expected, such as [\"vm1.example.org\"], {} at "
+                               "most",
+                               most_dns_names));
+    }
+    for (const std::string& name : names) {
+        const auto canonical = canonical_dns_name(name);
+        if (!canonical ||
+            std::find(dns.names.begin(), dns.names.end(), *canonical) != dns.names.end()) {
+            table.fail("names",
+                       fmt::format("domain names are expected, each once, with all of their parts, "
+                                   "not \"{}\"",
+                                   name));
+        }
+        dns.names.push_back(*canonical);
+    }
+}
+
+void read_dns_key_file(ConfigTable& table, DnsSpec& dns, HostCheck check) {
+    dns.key_file = table.required_string("key-file", "the path of a key of tsig-keygen(8)");
+    if (!dns.key_file.starts_with('/')) {
+        table.fail("key-file",
+                   fmt::format("an absolute path is expected, not \"{}\"", dns.key_file));
+    }
+    if (check == HostCheck::must_exist) {
+        try {
+            load_dns_key(dns.key_file);
+        } catch (const Error& error) {
+            table.fail("key-file", error.what());
+        }
+    }
+}
+
+void read_dns_addresses(ConfigTable& table, DnsSpec& dns) {
+    for (const std::string& host : table.keys()) {
+        const std::vector<std::string> addresses = table.strings(host.c_str());
+        if (addresses.empty() || addresses.size() > most_dns_names) {
+            table.fail(
+                host,
+                fmt::format("the VM's addresses there are expected, {} at most", most_dns_names));
+        }
+        for (const std::string& address : addresses) {
+            if (!valid_ip(address)) {
+                table.fail(host,
+                           fmt::format("addresses such as \"10.2.0.10\", without the length of a "
+                                       "prefix, are expected, not \"{}\"",
+                                       address));
+            }
+            dns.addresses[host].push_back(canonical_ip(address));
+        }
+    }
+}
+
+DnsSpec read_dns(ConfigTable& table, HostCheck check) {
+    DnsSpec dns;
+    read_dns_names(table, dns);
+    read_dns_server(table, dns);
+    read_dns_key_file(table, dns, check);
+    dns.ttl = static_cast<uint32_t>(table.integer("ttl", 1, most_dns_ttl).value_or(dns.ttl));
+    dns.ptr = table.boolean("ptr").value_or(dns.ptr);
+    if (auto addresses = table.table("address")) {
+        read_dns_addresses(*addresses, dns);
+    }
+    dns.address_hook = read_hook(table, "address-hook", check);
+    if (dns.addresses.empty() == dns.address_hook.empty()) {
+        table.fail("address",
+                   "either the VM's addresses at each HOST, in [network.dns.address], or "
+                   "'address-hook' is expected");
+    }
+    table.only_known();
+    return dns;
+}
+
 using NetworkMode = NetworkSpec::Mode;
 constexpr std::pair<NetworkMode, std::string_view> network_modes[] = {
     {NetworkMode::none, "none"},
@@ -145,7 +262,7 @@ constexpr std::pair<NetworkMode, std::string_view> network_modes[] = {
     {NetworkMode::automatic, "auto"},
 };
 
-NetworkSpec read_network(ConfigTable& table, const VmFile& vm) {
+NetworkSpec read_network(ConfigTable& table, const VmFile& vm, HostCheck check) {
     NetworkSpec network;
     const std::string mode = table.string("mode").value_or("none");
     const auto known = std::find_if(std::begin(network_modes),
@@ -170,6 +287,9 @@ NetworkSpec read_network(ConfigTable& table, const VmFile& vm) {
         table.fail(
             "keep-at-least",
             fmt::format("a time such as \"2h\" is expected, not \"{}\"", network.keep_at_least));
+    }
+    if (auto dns = table.table("dns")) {
+        network.dns = read_dns(*dns, check);
     }
     table.only_known();
     if (network.mode == NetworkMode::none) {
@@ -203,21 +323,6 @@ NetworkSpec read_network(ConfigTable& table, const VmFile& vm) {
         }
     }
     return network;
-}
-
-std::vector<std::string> read_hook(ConfigTable& table, const char* key, HostCheck check) {
-    std::vector<std::string> argv = table.strings(key);
-    if (table.has(key) && (argv.empty() || argv[0].empty())) {
-        table.fail(key, "an array is expected: the program, then its arguments");
-    }
-    const bool path = !argv.empty() && argv[0].find('/') != std::string::npos;
-    if (path && check == HostCheck::must_exist && ::access(argv[0].c_str(), X_OK) != 0) {
-        table.fail(key,
-                   fmt::format("an executable program is expected at {}: {}",
-                               argv[0],
-                               std::strerror(errno)));
-    }
-    return argv;
 }
 
 void read_qemu(ConfigTable& table, const SiteConfig& site, VmFile& vm) {
@@ -343,6 +448,27 @@ std::string quoted(const std::vector<std::string>& words) {
     return fmt::format("[{}]", fmt::join(each, ", "));
 }
 
+std::string dns_toml(const DnsSpec& dns) {
+    const bool is_v6 = dns.server.find(':') != std::string::npos;
+    const std::string server = is_v6 ? fmt::format("[{}]:{}", dns.server, dns.port)
+                                     : fmt::format("{}:{}", dns.server, dns.port);
+    std::string text = fmt::format("\n[network.dns]\nnames = {}\nserver = {}\nkey-file = {}\n"
+                                   "ttl = {}\nptr = {}\n",
+                                   quoted(dns.names),
+                                   quoted(server),
+                                   quoted(dns.key_file),
+                                   dns.ttl,
+                                   dns.ptr);
+    if (!dns.address_hook.empty()) {
+        return text + fmt::format("address-hook = {}\n", quoted(dns.address_hook));
+    }
+    text += "\n[network.dns.address]\n";
+    for (const auto& [host, addresses] : dns.addresses) {
+        text += fmt::format("{} = {}\n", quoted(host), quoted(addresses));
+    }
+    return text;
+}
+
 } // namespace
 
 VmFile parse_vm_file(const SiteConfig& site,
@@ -384,7 +510,7 @@ VmFile parse_vm_file(const SiteConfig& site,
     }
     check_unique(nics, "mac", [&vm](size_t i) { return vm.nics[i].mac; });
     if (auto network = root.table("network")) {
-        vm.network = read_network(*network, vm);
+        vm.network = read_network(*network, vm, check);
     }
 
     for (const char* other : {"qemu", "xen"}) {
@@ -492,7 +618,8 @@ std::string to_toml(const VmFile& vm) {
             text += fmt::format("home-bridge = {}\n", quoted(nic.home_bridge));
         }
     }
-    if (vm.network.mode != NetworkMode::none) {
+    const auto& dns = vm.network.dns;
+    if (vm.network.mode != NetworkMode::none || dns) {
         const auto* const mode =
             std::find_if(std::begin(network_modes), std::end(network_modes), [&](const auto& each) {
                 return each.first == vm.network.mode;
@@ -501,6 +628,9 @@ std::string to_toml(const VmFile& vm) {
                             mode->second,
                             quoted(vm.network.keep),
                             quoted(vm.network.keep_at_least));
+    }
+    if (dns) {
+        text += dns_toml(*dns);
     }
     if (!vm.values.empty() || !vm.local.empty()) {
         text += fmt::format("\n[{}]\n", vm.hypervisor);

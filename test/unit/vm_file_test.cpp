@@ -126,6 +126,59 @@ TEST_CASE("a tunnel needs a VM that moves, an address and a bridge here") {
           std::string::npos);
 }
 
+TEST_CASE("DNS: names, server, key, and where the new addresses come from") {
+    const auto text = [](const std::string& lines, const std::string& rest) {
+        return fmt::format("{}[network.dns]\n{}\n{}", minimal, lines, rest);
+    };
+    const std::string whole = "names = [\"VM1.example.org\", \"www.example.org.\"]\n"
+                              "server = \"10.1.0.53\"\nkey-file = \"/key\"\n";
+    const std::string table = "[network.dns.address]\nb = [\"10.2.0.10\", \"2001:DB8::10\"]\n";
+    const VmFile vm = parse(text(whole, table));
+    REQUIRE(vm.network.dns);
+    CHECK(vm.network.mode == NetworkSpec::Mode::none);
+    CHECK(vm.network.dns->names ==
+          std::vector<std::string>{"vm1.example.org.", "www.example.org."});
+    CHECK(vm.network.dns->server == "10.1.0.53");
+    CHECK(vm.network.dns->port == 53);
+    CHECK(vm.network.dns->ttl == 60);
+    CHECK(vm.network.dns->ptr);
+    CHECK(vm.network.dns->addresses.at("b") ==
+          std::vector<std::string>{"10.2.0.10", "2001:db8::10"});
+    CHECK(to_toml(parse(to_toml(vm))) == to_toml(vm));
+    const VmFile hook = parse(text(whole + "address-hook = [\"h\"]\nttl = 5\nptr = false", ""));
+    CHECK(hook.network.dns->address_hook == std::vector<std::string>{"h"});
+    CHECK(!hook.network.dns->ptr);
+    CHECK(to_toml(parse(to_toml(hook))) == to_toml(hook));
+
+    const auto with_server = [&](const std::string& server) {
+        return text(fmt::format("names = [\"a.b\"]\nkey-file = \"/key\"\nserver = \"{}\"", server),
+                    table);
+    };
+    const VmFile v6 = parse(with_server("[2001:db8::53]:5353"));
+    CHECK(v6.network.dns->server == "2001:db8::53");
+    CHECK(v6.network.dns->port == 5353);
+    CHECK(to_toml(parse(to_toml(v6))) == to_toml(v6));
+    CHECK(parse(with_server("2001:db8::53")).network.dns->port == 53);
+    CHECK(parse(with_server("10.1.0.53:54")).network.dns->port == 54);
+    for (const char* bad : {"ns.example.org", "10.1.0.53:0", "10.1.0.53:65536", "[::1]", ":53"}) {
+        CHECK(refused(with_server(bad)).find("'network.dns.server': an address") !=
+              std::string::npos);
+    }
+    CHECK(refused(text("", "")).find("'network.dns.names'") != std::string::npos);
+    CHECK(refused(text(whole, "")).find("either the VM's addresses at each HOST") !=
+          std::string::npos);
+    CHECK(refused(text(whole + "address-hook = [\"h\"]", table)).find("either the VM's") !=
+          std::string::npos);
+    CHECK(refused(text(whole, "[network.dns.address]\nb = [\"10.2.0.10/24\"]")) ==
+          "vm1.toml:12: 'network.dns.address.b': addresses such as \"10.2.0.10\", without the "
+          "length of a prefix, are expected, not \"10.2.0.10/24\"");
+    CHECK(refused(text(whole + "zone = \"x\"", table)).find("unknown key") != std::string::npos);
+    CHECK(refused(text(whole + "ttl = 0", table)).find("'network.dns.ttl'") != std::string::npos);
+    CHECK(refused(text(whole + "ptr = 1", table)).find("true or false") != std::string::npos);
+    CHECK(refused(text(whole, table), HostCheck::must_exist).find("'disk[0].file'") !=
+          std::string::npos);
+}
+
 TEST_CASE("a mistake is told with file, line, key and what was expected") {
     CHECK(refused("hypervisor = \"qemu\"") ==
           "vm1.toml:1: 'name': is missing: the VM's name is expected");
