@@ -246,11 +246,14 @@ std::vector<DataPort> read_tunnel(const Json& answer, const std::vector<std::str
     return ports;
 }
 
-std::optional<DataPort> read_memory_again(const Json& answer) {
+MemoryAgain read_memory_again(const Json& answer) {
     if (answer == Json{{"gone", true}}) {
-        return std::nullopt;
+        return {MemoryWait::gone, {}};
     }
-    return Reader(answer, "memory_again").data_port();
+    if (answer == Json{{"whole", true}}) {
+        return {MemoryWait::whole, {}};
+    }
+    return {MemoryWait::waits, Reader(answer, "memory_again").data_port()};
 }
 
 Prepared read_prepare(const Json& answer, const DiskNames& disks, bool with_memory) {

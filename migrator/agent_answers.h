@@ -8,6 +8,7 @@
 #include "migrator/disk_standing.h"
 #include "migrator/finding.h"
 #include "migrator/host_facts.h"
+#include "migrator/memory_ways.h"
 
 #include <cstdint>
 #include <optional>
@@ -70,8 +71,12 @@ struct Prepared {
 // with_memory: it must be there.
 Prepared read_prepare(const rpc::Json& answer, const DiskNames& disks, bool with_memory);
 
-// Where its hypervisor waits for the rest of the memory; none: there is no hypervisor any more.
-std::optional<DataPort> read_memory_again(const rpc::Json& answer);
+// Where its hypervisor waits for the rest of the memory, or why it does not.
+struct MemoryAgain {
+    MemoryWait wait = MemoryWait::waits;
+    DataPort at;
+};
+MemoryAgain read_memory_again(const rpc::Json& answer);
 
 // Of `take_over` and `records`.
 std::vector<DiskStanding>

@@ -414,9 +414,10 @@ asio::awaitable<Json> Destination::memory_again(Json params) {
     link.host = site_.listen;
     link.port = listen_tcp(site_).port; // free; the hypervisor listens on it itself
     Json answer{{"port", link.port}, {"psk_user", link.psk_user}};
-    const bool waits = co_await hypervisor_->accept_again(std::move(link));
-    if (!waits) {
-        answer = Json{{"gone", true}};
+    const MemoryWait wait = co_await hypervisor_->accept_again(std::move(link));
+    if (wait != MemoryWait::waits) {
+        answer = Json::object();
+        answer[wait == MemoryWait::whole ? "whole" : "gone"] = true;
     }
     co_return answer;
 }

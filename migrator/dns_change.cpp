@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <sstream>
+#include <utility>
 
 #include <unistd.h>
 
@@ -309,13 +310,18 @@ move_dns(const SiteConfig& site, VmFile vm, HookEnvironment environment) {
 
 asio::awaitable<std::vector<std::string>>
 settle_dns(const SiteConfig& site, VmFile vm, bool here, HookEnvironment environment) {
-    const auto state = read_dns_state(vm.name);
+    auto state = read_dns_state(vm.name);
     std::vector<std::string> foreign;
     if (!state || state->migration != environment.migration) {
         co_return foreign;
     }
-    if (here && !state->moved) {
-        std::function<void()> work = [&] { foreign = restore_dns(vm); };
+    if (here) {
+        std::function<void()> work = [&] {
+            if (std::exchange(state->moved, false)) { // it was there, and was taken back by force
+                keep_dns_state(vm, *state);
+            }
+            foreign = restore_dns(vm);
+        };
         co_await on_a_thread(std::move(work));
         co_return foreign;
     }

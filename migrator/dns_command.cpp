@@ -4,6 +4,8 @@
 #include "migrator/cli.h"
 #include "migrator/dns_change.h"
 #include "migrator/host_facts.h"
+#include "migrator/journal.h"
+#include "migrator/paths.h"
 #include "migrator/recover.h"
 
 #include <asio/co_spawn.hpp>
@@ -84,6 +86,13 @@ int run_dns(const SiteConfig& site, const VmFile& vm, const DnsOptions& options)
         return exit_done;
     }
     const RunLock lock = lock_coordinator(vm.name, "dns");
+    if (const auto journal = read_journal(paths().journal(vm.name)); journal && !journal->over()) {
+        throw Error(
+            ErrorKind::state,
+            fmt::format("a migration of {0} has not come to its end, and its names with it: "
+                        "`drover recover {0}` first",
+                        vm.name));
+    }
     if (options.lower) {
         begin(vm, "", true);
     } else if (options.restore) {

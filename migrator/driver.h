@@ -139,11 +139,8 @@ public:
     // paused, with no use made of the disks.
     virtual asio::awaitable<void> wait_loaded(Deadline deadline) = 0;
     // Post-copy, while the guest runs here and some of its memory is still to come: waits for a
-    // new link. false: it is certain that there is no hypervisor any more, and no guest.
-    // Error(state): nothing is to come.
-    virtual asio::awaitable<bool> accept_again(MemoryLink) {
-        throw Error(ErrorKind::state, "its whole memory is here");
-    }
+    // new link.
+    virtual asio::awaitable<MemoryWait> accept_again(MemoryLink) { co_return MemoryWait::whole; }
     // Instead of start_incoming(): takes over the hypervisor that an agent has started that is
     // gone. false: there is none.
     virtual asio::awaitable<bool> adopt(milliseconds patience) = 0;

@@ -25,4 +25,12 @@ struct MemoryWays {
     static MemoryWays of(const rpc::Json& json);
 };
 
+// Post-copy, of the memory of a guest that runs at the destination: what that says, asked whether a
+// new link would help.
+enum class MemoryWait {
+    waits, // for the rest, on the new link
+    whole, // nothing is to come
+    gone,  // certainly: there is no hypervisor any more, and no guest
+};
+
 } // namespace drover

@@ -521,15 +521,21 @@ asio::awaitable<void> Migration::show_memory() {
     for (;;) {
         memory_ = co_await hypervisor_->progress();
         show_progress();
-        if (options_.postcopy_at_once && !postcopy_ && memory_->passes > 1) {
-            co_await go_postcopy("after the first pass");
-        }
         const bool stalled = convergence.stalled(*memory_, Clock::now());
-        if (stalled && options_.memory.postcopy && !postcopy_) {
-            const std::string why =
-                fmt::format("its memory gets no nearer for {} s (--stall-timeout)",
-                            options_.stall_timeout.count());
-            co_await go_postcopy(why);
+        std::string why;
+        if (options_.postcopy_at_once && memory_->passes > 1) {
+            why = "after the first pass";
+        } else if (stalled && options_.memory.postcopy) {
+            why = fmt::format("its memory gets no nearer for {} s (--stall-timeout)",
+                              options_.stall_timeout.count());
+        }
+        if (!why.empty() && !postcopy_) {
+            try {
+                co_await go_postcopy(why);
+            } catch (const Error& error) {
+                request_stop(error);
+                co_return;
+            }
         } else if (stalled) {
             request_stop(not_converged(fmt::format("it gets no nearer for {} s (--stall-timeout)",
                                                    options_.stall_timeout.count()),
@@ -541,9 +547,9 @@ asio::awaitable<void> Migration::show_memory() {
 }
 
 asio::awaitable<void> Migration::go_postcopy(std::string why) {
+    co_await hypervisor_->start_postcopy();
     postcopy_ = true;
     say("info", fmt::format("{} goes on in post-copy: {}", vm_.name, why));
-    co_await hypervisor_->start_postcopy();
 }
 
 // At the deadline it goes on in post-copy, where that is allowed, with as much time for the pause

@@ -64,7 +64,7 @@ asio::awaitable<void> Migration::finish() {
 
 // The VM runs there; its disks are there already, whatever becomes of its memory.
 asio::awaitable<void> Migration::see_rest_across() {
-    if (!postcopy_ || !died_.empty()) {
+    if (!options_.memory.postcopy || !died_.empty()) {
         co_return;
     }
     PostcopyNews news;
@@ -75,7 +75,9 @@ asio::awaitable<void> Migration::see_rest_across() {
     news.warning = [this](const std::string& text) { say("warning", text); };
     try {
         co_await see_memory_across(*hypervisor_, agent_, data_address_, std::move(news));
-        report_.times.whole = Clock::now();
+        if (postcopy_ && !report_.times.whole) {
+            report_.times.whole = Clock::now();
+        }
     } catch (const Error& error) {
         died_ = error.what();
     }

@@ -140,7 +140,7 @@ asio::awaitable<Json> PeerAgent::call_once(std::string method, Json params, mill
     co_return result;
 }
 
-asio::awaitable<std::optional<DataPort>> PeerAgent::memory_again(std::string psk_key) {
+asio::awaitable<MemoryAgain> PeerAgent::memory_again(std::string psk_key) {
     Json params{{"psk_key", std::move(psk_key)}};
     const Json answer = co_await call_acting("memory_again", std::move(params), call_patience);
     co_return read_memory_again(answer);

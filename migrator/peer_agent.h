@@ -43,9 +43,8 @@ public:
     // How long it waits to hear from us before it takes us for dead. At first the agent's own
     // longest_silence.
     void wait_for_us(std::chrono::seconds patience);
-    // Post-copy: its hypervisor waits for a new link, where this says, with this key; none: it is
-    // gone for good.
-    asio::awaitable<std::optional<DataPort>> memory_again(std::string psk_key);
+    // Post-copy: its hypervisor waits for a new link, where this says, with this key.
+    asio::awaitable<MemoryAgain> memory_again(std::string psk_key);
     bool connected() const { return process_ && !process_->closed(); }
     pid_t pid() const { return process_ ? process_->pid() : 0; }
     // Closes its input and waits for it to end. Nothing to do if it was not started.

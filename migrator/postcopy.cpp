@@ -13,20 +13,20 @@ constexpr milliseconds look_interval{500}, retry_interval{2000};
 // of an hour.
 constexpr std::chrono::seconds silence{15};
 
-// Over a new agent where the last one has gone with its link.
-// false: the guest is gone.
-asio::awaitable<bool> link_again(OutgoingVm& here, PeerAgent& there, std::string data_address) {
+// Over a new agent where the last one has gone with its link. lost: the source has nothing more to
+// send, whatever the destination waits for.
+asio::awaitable<MemoryWait>
+link_again(OutgoingVm& here, PeerAgent& there, std::string data_address, bool lost) {
     MemoryLink link;
     link.host = std::move(data_address);
     link.psk_key = random_hex(32);
-    const std::optional<DataPort> port = co_await there.memory_again(link.psk_key);
-    if (!port) {
-        co_return false;
+    const MemoryAgain again = co_await there.memory_again(link.psk_key);
+    if (again.wait == MemoryWait::waits && !lost) {
+        link.port = again.at.port;
+        link.psk_user = again.at.psk_user;
+        co_await here.send_again(std::move(link));
     }
-    link.port = port->port;
-    link.psk_user = port->psk_user;
-    co_await here.send_again(std::move(link));
-    co_return true;
+    co_return again.wait;
 }
 
 } // namespace
@@ -37,38 +37,55 @@ see_memory_across(OutgoingVm& here, PeerAgent& there, std::string data_address, 
     Deadline sent_at = Clock::now();
     std::string told;
     for (;;) {
-        const MemoryRest rest = co_await here.rest();
-        if (rest == MemoryRest::none) {
-            co_return;
-        }
-        const MemoryProgress now = co_await here.progress();
-        news.progress(now);
-        if (now.sent_bytes != sent) {
-            sent = now.sent_bytes;
-            sent_at = Clock::now();
-        }
-        milliseconds pause = look_interval;
-        if (rest == MemoryRest::interrupted || Clock::now() - sent_at > silence) {
-            std::string failure;
-            bool lives = true;
-            try {
-                lives = co_await link_again(here, there, data_address);
+        MemoryRest rest = MemoryRest::going;
+        std::string failure, lost;
+        try {
+            rest = co_await here.rest();
+            if (rest == MemoryRest::none) {
+                co_return;
+            }
+            const MemoryProgress now = co_await here.progress();
+            news.progress(now);
+            if (now.sent_bytes != sent) {
+                sent = now.sent_bytes;
                 sent_at = Clock::now();
+            }
+        } catch (const Error& error) {
+            failure = error.what();
+            lost = error.kind() == ErrorKind::state ? failure : "";
+        }
+        const bool silent = Clock::now() - sent_at > silence;
+        if (!lost.empty() || rest == MemoryRest::interrupted || silent) {
+            // The destination knows best: what the source takes for lost may be all there.
+            MemoryWait wait = MemoryWait::waits;
+            bool answered = false;
+            try {
+                wait = co_await link_again(here, there, data_address, !lost.empty());
+                answered = true;
+                failure.clear();
             } catch (const Error& error) {
                 failure = error.what();
-                pause = retry_interval;
             }
-            if (!lives) {
+            if (answered && wait == MemoryWait::whole) {
                 here.forget_rest();
-                throw Error(ErrorKind::state, "its hypervisor there has ended");
+                co_return;
             }
-            if (failure.empty() || failure != told) {
-                news.warning(failure.empty()
-                                 ? "the memory goes on over a new link"
-                                 : fmt::format("the guest waits for its memory: {}", failure));
-                told = failure;
+            if (answered && (wait == MemoryWait::gone || !lost.empty())) {
+                here.forget_rest();
+                throw Error(ErrorKind::state,
+                            lost.empty() ? "its hypervisor there has ended" : lost);
+            }
+            if (answered) {
+                sent_at = Clock::now();
+                news.warning("the memory goes on over a new link");
+                told.clear();
             }
         }
+        if (!failure.empty() && failure != told) {
+            news.warning(fmt::format("the guest waits for its memory: {}", failure));
+            told = failure;
+        }
+        const milliseconds pause = failure.empty() ? look_interval : retry_interval;
         co_await sleep_for(pause);
     }
 }

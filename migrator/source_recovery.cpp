@@ -106,6 +106,8 @@ void SourceRecovery::read_journal_of_vm() {
         peer_.host = journal_.text("host");
         peer_.rsh = journal_.text("rsh");
         peer_.to_uri = journal_.text("to_uri");
+    }
+    if (peer_.host == journal_.text("host")) {
         peer_.data_address = journal_.text("data_address");
     }
 }
@@ -232,6 +234,7 @@ asio::awaitable<void> SourceRecovery::conclude_there(const Recovery& recovery) {
     Recovery::Trouble trouble = [this](const std::string& text) {
         result_.troubles.push_back(text);
     };
+    co_await hook("post-switchover", vm_.hooks.post_switchover); // the guest runs there already
     if (agent_) {
         co_await attempt(see_rest_across());
     }
@@ -239,7 +242,6 @@ asio::awaitable<void> SourceRecovery::conclude_there(const Recovery& recovery) {
     if (hypervisor_->has_memory()) {
         co_await attempt(settle_tunnels(vm_.name, false));
     }
-    co_await hook("post-switchover", vm_.hooks.post_switchover);
     if (!disk_only_) {
         for (const auto& disk : disks_) {
             try {

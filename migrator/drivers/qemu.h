@@ -98,7 +98,7 @@ public:
     asio::awaitable<void>
     start_incoming(MemoryLink link, HypervisorLost lost, milliseconds patience) override;
     asio::awaitable<void> wait_loaded(Deadline deadline) override;
-    asio::awaitable<bool> accept_again(MemoryLink link) override;
+    asio::awaitable<MemoryWait> accept_again(MemoryLink link) override;
     asio::awaitable<bool> adopt(milliseconds patience) override;
     bool ready() const override { return loaded_ && lost_reason_.empty(); }
     bool may_have_run() const override { return may_have_run_; }

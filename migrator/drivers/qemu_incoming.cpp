@@ -106,17 +106,22 @@ asio::awaitable<void> QemuIncoming::connect(milliseconds patience) {
     qmp_ = co_await Qmp::connect(std::move(name), spec_.monitor, patience, std::move(events));
 }
 
-// Who listens at the monitor is its process, as long as a connection stands.
+// Who listens at the monitor is its process, as long as a connection stands. None: nobody does, for
+// certain. Throws Error where that can't be told.
 UniqueFd QemuIncoming::find_process() const {
     try {
         const UniqueFd socket = connect_unix(spec_.monitor);
         ucred peer{};
         socklen_t length = sizeof peer;
-        if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0) {
-            return open_pidfd(peer.pid);
+        if (::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &length) != 0) {
+            throw_errno(spec_.monitor);
         }
-    } catch (const Error&) {
-        // Nobody listens any more.
+        return open_pidfd(peer.pid);
+    } catch (const Error& error) {
+        const int why = error.sys_errno();
+        if (why != ENOENT && why != ECONNREFUSED && why != ESRCH) {
+            throw;
+        }
     }
     return {};
 }
@@ -256,17 +261,25 @@ asio::awaitable<void> QemuIncoming::look_at_state() {
 }
 
 // Out of band: a page that its devices wait for may keep all else waiting.
-asio::awaitable<bool> QemuIncoming::accept_again(MemoryLink link) {
+asio::awaitable<MemoryWait> QemuIncoming::accept_again(MemoryLink link) {
+    if (!process_) {
+        process_ = find_process();
+    }
     const Deadline now = Clock::now();
     const bool gone = !process_ || co_await wait_readable(process_.get(), now);
     if (gone) {
-        co_return false;
+        co_return MemoryWait::gone;
     }
-    if (!lost_reason_.empty() || !qmp_) {
-        throw Error(ErrorKind::peer, lost_reason_.empty() ? "QEMU does not answer" : lost_reason_);
+    if (!qmp_ || qmp_->closed()) {
+        lost_reason_.clear();
+        co_await connect(command_patience);
+        Json none = Json::object();
+        const Json migration =
+            co_await qmp_->execute("query-migrate", std::move(none), command_patience);
+        status_ = migration.value("status", "");
     }
     if (!status_.starts_with("postcopy-")) {
-        throw Error(ErrorKind::state, "its whole memory is here");
+        co_return MemoryWait::whole;
     }
     const Deadline deadline = Clock::now() + command_patience;
     if (status_ != qemu::postcopy_broken) {
@@ -277,7 +290,7 @@ asio::awaitable<bool> QemuIncoming::accept_again(MemoryLink link) {
     qemu::write_key(link, spec_.key_dir);
     Json arguments{{"uri", qemu::migration_uri(link)}};
     co_await qmp_->execute_oob("migrate-recover", std::move(arguments), command_patience);
-    co_return true;
+    co_return MemoryWait::waits;
 }
 
 asio::awaitable<void> QemuIncoming::wait_status(std::string wanted, Deadline deadline) {

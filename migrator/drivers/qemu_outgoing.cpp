@@ -325,6 +325,7 @@ asio::awaitable<void> QemuOutgoing::finish_memory(milliseconds patience) {
     std::vector<std::string> any = ended;
     any.insert(any.end(), {qemu::postcopy_going, qemu::postcopy_broken});
     co_await wait_status(std::move(any), deadline);
+    postcopy_ = status_.starts_with("postcopy-");
     if (status_ == qemu::postcopy_going) {
         // Said before the devices are inactive, and in the same hold of the lock that a command
         // waits for.
@@ -332,7 +333,6 @@ asio::awaitable<void> QemuOutgoing::finish_memory(milliseconds patience) {
         const Json migration =
             co_await qmp_->execute("query-migrate", std::move(none), command_patience);
         status_ = migration.value("status", "");
-        postcopy_ = true;
     }
     co_await throw_if_failed();
     // From here the VM is whole at the other end: that QEMU ends here stops nothing.
@@ -391,11 +391,11 @@ asio::awaitable<void> QemuOutgoing::send_again(MemoryLink link) {
     }
     co_await qemu::add_credentials(qmp_, "client", link, key_dir_);
     qemu::remove_keys(key_dir_);
+    status_ = "postcopy-recover"; // until the next event says otherwise
     Json arguments{{"uri", qemu::migration_uri(link)}, {"resume", true}};
     co_await qmp_->execute("migrate", std::move(arguments), command_patience);
     std::vector<std::string> any{qemu::postcopy_going, qemu::postcopy_broken, "completed"};
     const Deadline deadline = Clock::now() + command_patience;
-    status_ = "postcopy-recover";
     co_await wait_status(std::move(any), deadline);
     if (status_ == qemu::postcopy_broken) {
         throw Error(ErrorKind::peer, "the memory's new link has broken as well");

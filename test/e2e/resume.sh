@@ -100,15 +100,16 @@ for side in b a; do
 done
 
 echo "# the source's, the destination's, both"
-started 4M
-left=42
+started 1M # so slow that much is left at the last of it
+left=44
 for sides in a b a b "a b"; do
-    wait_for 60 copied $(((left -= 7) << 20))
+    wait_for 60 copied $(((left -= 4) << 20))
     wait_for 20 has_flushed # else the destination has nothing for certain
     # shellcheck disable=SC2086
     killed $sides
     [[ $sides == "a b" ]] || client_goes_on
 done
+drover set vm --max-bandwidth 0
 ended 0
 [[ $(grep -c 'its nbdkit has ended' err) == 6 ]] || fail "it does not say so: $(cat err)"
 stop_writer

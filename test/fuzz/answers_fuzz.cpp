@@ -80,8 +80,8 @@ void check_answer(uint8_t which, const Json& answer) {
         read_at_home(answer);
         break;
     case 10:
-        if (const auto port = read_memory_again(answer)) {
-            check_port(*port);
+        if (const MemoryAgain again = read_memory_again(answer); again.wait == MemoryWait::waits) {
+            check_port(again.at);
         }
         break;
     case 8: {

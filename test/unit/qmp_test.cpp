@@ -17,6 +17,8 @@ using Json = Qmp::Json;
 
 namespace {
 
+constexpr milliseconds patience(60000);
+
 struct Machine {
     std::string directory;
     Child child;
@@ -43,12 +45,11 @@ struct Machine {
     }
     ~Machine() {
         child.signal(SIGKILL);
+        child.wait(patience);
         std::filesystem::remove_all(directory);
     }
     std::string socket() const { return directory + "/qmp"; }
 };
-
-milliseconds patience(60000);
 
 asio::awaitable<void> talk(std::string socket, std::vector<std::string>& events, bool& closed) {
     Qmp::Events handlers;
