@@ -4,7 +4,7 @@
 # processors slowed down; and in post-copy, where it changes more than the link carries: the guest runs at the
 # destination with some of its memory still at the source, while the link is cut, the coordinator is killed, and in the
 # end one half of it is.
-# test: timeout=500 release
+# test: timeout=900 release
 # test: slow
 # shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
 # shellcheck source=test/e2e/functions.sh
@@ -102,7 +102,7 @@ arrived
 
 echo "# the link is cut while the guest is torn"
 start_vm
-start --memory postcopy --max-bandwidth 2M
+start --memory postcopy --max-bandwidth 5M
 wait_for 120 is_torn
 lab_sites link cut=1 >/dev/null
 sleep 20
@@ -114,7 +114,7 @@ arrived
 
 echo "# the coordinator is killed while the guest is torn"
 start_vm
-start --memory postcopy --max-bandwidth 2M
+start --memory postcopy --max-bandwidth 5M
 wait_for 120 is_torn
 kill -9 $migration
 wait $migration 2>/dev/null || true
@@ -137,7 +137,7 @@ runs_at src || fail "it does not run: $(guest_state src)"
 wait_for 30 clean_at_dst
 
 echo "# one half of it is lost"
-start --memory postcopy --max-bandwidth 2M
+start --memory postcopy --max-bandwidth 5M
 wait_for 120 is_torn
 kill -9 "$(lab_guest_pids dst)"
 ended 3
