@@ -102,7 +102,7 @@ arrived
 
 echo "# the link is cut while the guest is torn"
 start_vm
-start --memory postcopy --max-bandwidth 5M
+start --memory postcopy --max-bandwidth 2M
 wait_for 120 is_torn
 lab_sites link cut=1 >/dev/null
 sleep 20
@@ -114,7 +114,7 @@ arrived
 
 echo "# the coordinator is killed while the guest is torn"
 start_vm
-start --memory postcopy --max-bandwidth 5M
+start --memory postcopy --max-bandwidth 2M
 wait_for 120 is_torn
 kill -9 $migration
 wait $migration 2>/dev/null || true
@@ -137,7 +137,7 @@ runs_at src || fail "it does not run: $(guest_state src)"
 wait_for 30 clean_at_dst
 
 echo "# one half of it is lost"
-start --memory postcopy --max-bandwidth 5M
+start --memory postcopy --max-bandwidth 2M
 wait_for 120 is_torn
 kill -9 "$(lab_guest_pids dst)"
 ended 3
