@@ -7,9 +7,7 @@
 #include "migrator/journal.h"
 #include "migrator/paths.h"
 #include "migrator/recover.h"
-
-#include <asio/co_spawn.hpp>
-#include <asio/io_context.hpp>
+#include "migrator/run_alone.h"
 
 #include <signal.h>
 
@@ -17,20 +15,6 @@ namespace drover {
 namespace {
 
 using Foreign = std::vector<std::string>;
-
-Foreign run_alone(asio::io_context& context, asio::awaitable<Foreign> task) {
-    Foreign foreign;
-    std::exception_ptr broken;
-    asio::co_spawn(context, std::move(task), [&](std::exception_ptr failure, Foreign result) {
-        broken = failure;
-        foreign = std::move(result);
-    });
-    context.run();
-    if (broken) {
-        std::rethrow_exception(broken);
-    }
-    return foreign;
-}
 
 Foreign move(const SiteConfig& site, const VmFile& vm, const std::string& host) {
     HookEnvironment environment;

@@ -23,13 +23,6 @@ constexpr size_t longest_name = 253, longest_label = 63;
 // Those that ldns 1.8 has, but for HMAC-MD5.
 constexpr std::array<std::string_view, 3> algorithms{"hmac-sha1", "hmac-sha256", "hmac-sha512"};
 
-std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) {
-        return static_cast<char>(std::tolower(c));
-    });
-    return text;
-}
-
 // Words, strings without their quotes, and each of { } ; by itself.
 std::vector<std::string> key_tokens(std::string_view text, const std::string& path) {
     std::vector<std::string> tokens;
@@ -75,6 +68,13 @@ bool is_base64(const std::string& text) {
 
 } // namespace
 
+std::string in_lower_case(std::string text) {
+    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) {
+        return static_cast<char>(std::tolower(c));
+    });
+    return text;
+}
+
 DnsKey parse_dns_key(std::string_view text, const std::string& path) {
     const auto fail = [&path](const std::string& what) {
         throw Error(ErrorKind::usage, fmt::format("{}: {}", path, what));
@@ -96,7 +96,7 @@ DnsKey parse_dns_key(std::string_view text, const std::string& path) {
         fail("the key's name is no domain name");
     }
     key.name = *name;
-    std::string algorithm = lower(values["algorithm"]);
+    std::string algorithm = in_lower_case(values["algorithm"]);
     if (algorithm.ends_with('.')) {
         algorithm.pop_back();
     }
@@ -140,7 +140,7 @@ DnsKey load_dns_key(const std::string& path) {
 }
 
 std::optional<std::string> canonical_dns_name(const std::string& name) {
-    std::string text = lower(name);
+    std::string text = in_lower_case(name);
     if (text.ends_with('.')) {
         text.pop_back();
     }

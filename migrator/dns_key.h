@@ -11,6 +11,9 @@
 
 namespace drover {
 
+// ASCII: names and algorithms are the same in either case.
+std::string in_lower_case(std::string text);
+
 struct DnsKey {
     std::string name;      // a domain name, with its last dot, in lower case
     std::string algorithm; // likewise: "hmac-sha256."

@@ -5,7 +5,6 @@
 
 #include <algorithm>
 #include <array>
-#include <cctype>
 #include <cstdlib>
 
 #include <arpa/inet.h>
@@ -46,15 +45,8 @@ Owned<ldns_rdf> field(ldns_rdf_type type, const std::string& text) {
     return made;
 }
 
-std::string lower(std::string text) {
-    std::transform(text.begin(), text.end(), text.begin(), [](unsigned char c) {
-        return static_cast<char>(std::tolower(c));
-    });
-    return text;
-}
-
 std::string text_of_field(const ldns_rdf* value) {
-    return value == nullptr ? std::string() : lower(owned(ldns_rdf2str(value)).get());
+    return value == nullptr ? std::string() : in_lower_case(owned(ldns_rdf2str(value)).get());
 }
 
 ldns_rdf_type field_type(DnsType type) {

@@ -533,8 +533,10 @@ asio::awaitable<void> Migration::show_memory() {
             try {
                 co_await go_postcopy(why);
             } catch (const Error& error) {
-                request_stop(error);
-                co_return;
+                if (error.kind() != ErrorKind::cancelled) { // else it is paused by now
+                    request_stop(error);
+                }
+                throw;
             }
         } else if (stalled) {
             request_stop(not_converged(fmt::format("it gets no nearer for {} s (--stall-timeout)",

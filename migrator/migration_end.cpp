@@ -74,8 +74,9 @@ asio::awaitable<void> Migration::see_rest_across() {
     };
     news.warning = [this](const std::string& text) { say("warning", text); };
     try {
-        co_await see_memory_across(*hypervisor_, agent_, data_address_, std::move(news));
-        if (postcopy_ && !report_.times.whole) {
+        const bool was_left =
+            co_await see_memory_across(*hypervisor_, agent_, data_address_, std::move(news));
+        if (was_left && !report_.times.whole) {
             report_.times.whole = Clock::now();
         }
     } catch (const Error& error) {

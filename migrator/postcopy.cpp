@@ -31,18 +31,18 @@ link_again(OutgoingVm& here, PeerAgent& there, std::string data_address, bool lo
 
 } // namespace
 
-asio::awaitable<void>
+asio::awaitable<bool>
 see_memory_across(OutgoingVm& here, PeerAgent& there, std::string data_address, PostcopyNews news) {
     uint64_t sent = 0;
     Deadline sent_at = Clock::now();
     std::string told;
-    for (;;) {
+    for (bool was_left = false;; was_left = true) {
         MemoryRest rest = MemoryRest::going;
         std::string failure, lost;
         try {
             rest = co_await here.rest();
             if (rest == MemoryRest::none) {
-                co_return;
+                co_return was_left;
             }
             const MemoryProgress now = co_await here.progress();
             news.progress(now);
@@ -68,7 +68,7 @@ see_memory_across(OutgoingVm& here, PeerAgent& there, std::string data_address, 
             }
             if (answered && wait == MemoryWait::whole) {
                 here.forget_rest();
-                co_return;
+                co_return true;
             }
             if (answered && (wait == MemoryWait::gone || !lost.empty())) {
                 here.forget_rest();

@@ -17,11 +17,11 @@ struct PostcopyNews {
     std::function<void(const std::string&)> warning;
 };
 
-// Returns when all of it is there, at once where nothing is left. A link that breaks, or carries
+// Returns when all of it is there: whether some of it was left. A link that breaks, or carries
 // nothing for a while, is replaced, for as long as both hypervisors live: the guest waits meanwhile
 // for what it touches. Throws Error(state) where one of them is certainly gone, and with it the
 // guest. here and there outlive it; data_address: where the destination's ports are.
-asio::awaitable<void>
+asio::awaitable<bool>
 see_memory_across(OutgoingVm& here, PeerAgent& there, std::string data_address, PostcopyNews news);
 
 } // namespace drover

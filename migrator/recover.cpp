@@ -5,11 +5,9 @@
 #include "migrator/dns_change.h"
 #include "migrator/host_facts.h"
 #include "migrator/paths.h"
+#include "migrator/run_alone.h"
 #include "migrator/status.h"
 #include "migrator/vm_file.h"
-
-#include <asio/co_spawn.hpp>
-#include <asio/io_context.hpp>
 
 #include <signal.h>
 
@@ -18,24 +16,6 @@ namespace {
 
 // A recovery asks a peer that may not answer, and waits for agents to end.
 constexpr milliseconds recovery_patience{150000};
-
-// Runs it to its end on an event loop of its own.
-template <typename Result>
-Result run_alone(asio::io_context& context, asio::awaitable<Result> task) {
-    std::optional<Result> result;
-    std::exception_ptr broken;
-    auto done = [&](std::exception_ptr failure, Result value) {
-        broken = failure;
-        result = std::move(value);
-        context.stop();
-    };
-    asio::co_spawn(context, std::move(task), std::move(done));
-    context.run();
-    if (broken) {
-        std::rethrow_exception(broken);
-    }
-    return std::move(*result);
-}
 
 SourceRecovery::Result
 recover_source(const SiteConfig& site, const VmFile& vm, const PeerOptions& peer, bool force) {
