@@ -16,8 +16,8 @@ source "$e2e_top/test/e2e/step-functions.sh"
 # shellcheck source=test/e2e/guest-functions.sh
 source "$e2e_top/test/e2e/guest-functions.sh"
 
-cases=(source.handover/link source.handover/hypervisor source.handover/silent source.fence/hypervisor source.fence/new-hypervisor
-    source.promote/link source.promote/lost-site source.promote/source source.promote/new-hypervisor destination.promote/agent source.finish/link)
+cases=(source.handover/hypervisor source.handover/silent source.fence/hypervisor source.promote/lost-site
+    source.promote/new-hypervisor destination.promote/agent)
 if [[ ${1:-} == --all ]]; then
     shift
     cases=()

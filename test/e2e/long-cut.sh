@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The link between the sites is cut while a disk is copied, for longer than TCP, a stream or an agent waits by itself: the
 # migration goes on where it was. A coordinator that dies behind such a cut leaves an agent that nobody has to wait for.
-# test: timeout=400 release slow
+# test: timeout=400 release full
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/writer-functions.sh

@@ -92,8 +92,11 @@ public:
             child_.signal(signal);
             child_.wait();
             running_ = false;
-            std::filesystem::remove(socket());
         }
+    }
+    // From now on who connects to `other` comes here.
+    void take_over(const Server& other) const {
+        std::filesystem::rename(socket(), other.socket());
     }
 
     std::string path(const std::string& name) const { return directory_ + "/" + name; }
@@ -110,6 +113,7 @@ private:
         SpawnOptions options;
         options.argv = argv;
         options.log_file = path("log");
+        std::filesystem::remove(socket());
         child_ = spawn(options);
         running_ = true;
         while (!listens()) {
