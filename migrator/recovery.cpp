@@ -69,8 +69,8 @@ asio::awaitable<Verdict> Recovery::decide() {
         co_return Verdict::undecided;
     }
     if (standing.stage == Stage::over) {
-        runs_there_ = true;
-        co_return Verdict::there;
+        runs_there_ = co_await supersede_rest(standing.generation);
+        co_return runs_there_ ? Verdict::there : Verdict::undecided;
     }
     if (parts_.there == nullptr && !parts_.plain) {
         co_return co_await take_by_force("it is not known which host that is: name it");
@@ -113,6 +113,22 @@ asio::awaitable<void> Recovery::follow_first(DiskAtSource& disk) {
     } else {
         co_await disk.unfence_by_force();
     }
+}
+
+// The first disk is the destination's. That a further one was not fenced is then left from a
+// switchover that had come no further when the destination was taken by force, at `generation`.
+asio::awaitable<bool> Recovery::supersede_rest(uint64_t generation) {
+    try {
+        for (size_t i = 1; i < parts_.disks.size(); ++i) {
+            const DiskStanding standing = co_await parts_.disks[i]->standing();
+            if (standing.migration == plan_.migration && may_write(standing.role)) {
+                co_await parts_.disks[i]->supersede(generation);
+            }
+        }
+    } catch (const Error& error) {
+        why_ = error.what();
+    }
+    co_return why_.empty();
 }
 
 asio::awaitable<Verdict> Recovery::stay_here() {
@@ -184,12 +200,10 @@ asio::awaitable<Verdict> Recovery::settle_owners() {
                         here.generation);
         co_return Verdict::undecided;
     }
-    for (DiskAtSource* const disk : parts_.disks) {
-        co_await disk->supersede(there.generation);
-    }
+    co_await first().supersede(there.generation);
     runs_here_ = false;
-    runs_there_ = true;
-    co_return Verdict::there;
+    runs_there_ = co_await supersede_rest(there.generation);
+    co_return runs_there_ ? Verdict::there : Verdict::undecided;
 }
 
 asio::awaitable<void> Recovery::resume() {
@@ -236,6 +250,10 @@ asio::awaitable<Verdict> Recovery::ask_there(uint64_t generation) {
     }
     const DiskStanding& decisive = standings.front();
     if (is_promoted_by(decisive, plan_.migration)) {
+        const bool followed = co_await supersede_rest(decisive.generation);
+        if (!followed) {
+            co_return Verdict::undecided;
+        }
         co_return co_await go_there(std::move(standings));
     }
     if (decisive.generation > generation) {

@@ -65,6 +65,7 @@ private:
     asio::awaitable<Verdict> decide();
     asio::awaitable<bool> cancel_all();
     asio::awaitable<void> follow_first(DiskAtSource& disk);
+    asio::awaitable<bool> supersede_rest(uint64_t generation);
     asio::awaitable<Verdict> stay_here();
     asio::awaitable<Verdict> ask_there(uint64_t generation);
     asio::awaitable<Verdict> go_there(std::vector<DiskStanding> standings);

@@ -36,12 +36,15 @@ public:
         const bool full = now.left > rate_ * (tick_us + round_trip_us) / 1'000'000;
         const bool moved = now.acknowledged != before_.acknowledged;
         if (moved) {
-            const uint64_t drained =
-                per_second(now.acknowledged - before_.acknowledged, now_us - moved_us_);
+            const uint64_t span_us = now_us - moved_us_;
+            const uint64_t drained = per_second(now.acknowledged - before_.acknowledged, span_us);
             const bool was_data =
                 now.zeroes - before_.zeroes <= now.acknowledged - before_.acknowledged;
             if (drained > rate_ || (full && was_data)) {
-                rate_ = rate_ == 0 ? drained : (7 * rate_ + drained) / 8;
+                // By time: else a second in which one answer came would count as a tenth of a
+                // second in which many did.
+                rate_ = rate_ == 0 ? drained
+                                   : (rate_ * memory_us + drained * span_us) / (memory_us + span_us);
             }
         }
         if (moved || !full) {
@@ -65,6 +68,7 @@ public:
     void resume() { ticked_us_ = 0; }
 
 private:
+    static constexpr uint64_t memory_us = 700'000;
     static constexpr uint64_t shortest_stall_us = 1'000'000, longest_stall_us = 30'000'000;
 
     static uint64_t per_second(uint64_t bytes, uint64_t us) {

@@ -3,7 +3,7 @@
 # What a peer can't do who may run `drover agent --stdio` and nothing else (an ssh key that is bound to
 # it), whatever it says: leave the folder of images, go beyond the limits, choose a command or slip words
 # into it, take or touch what is another VM's. Nor do it and what it starts write where they have no business.
-# test: timeout=180
+# test: timeout=180 asan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit jq nbdinfo qemu-img qemu-system-x86_64

@@ -3,7 +3,6 @@
 # blkreplay replays what a MySQL server did to its disk, each sector tagged, while the disk moves under it, and looks for
 # its tags at every read, before every write and at the end. Then the same after the move, with sectors changed behind its back: it
 # has to find exactly those, in the image at the destination.
-# test: asan-full
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit jq blkreplay

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # drover check says what a migration would trip over, each with its text and exit status, and changes nothing;
 # what it finds nothing wrong with then moves.
-# test: timeout=240 asan-full
+# test: timeout=240
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit nbdinfo jq

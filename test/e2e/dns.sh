@@ -3,7 +3,7 @@
 # The names of a VM that moves get its new addresses at a real BIND: A, AAAA and PTR, with a TTL that is lowered before and is as it
 # was after; with wrong keys, a server that is not there or says what it likes, records that somebody else changes meanwhile, and a
 # coordinator that is killed.
-# test: timeout=420 asan-full
+# test: timeout=420
 # In a network of its own: nobody else's ports, and the server at its usual one.
 if [[ -z ${DNS_TEST_NETWORK:-} ]]; then
     command -v named >/dev/null || { echo "skipped: named is not installed"; exit 77; }

@@ -4,7 +4,7 @@
 # destination is killed at random moments once it is in sync: what it has must be what a power cut leaves. The kernel
 # replays the journal, every file that was fsynced and then named has its content, and the file system's own checker
 # finds nothing; it does when some blocks of that image are put back to what they were before.
-# test: timeout=400 asan-full
+# test: timeout=400
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh

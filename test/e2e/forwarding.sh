@@ -3,7 +3,7 @@
 # A disk that was moved with --disk-only and is forwarded, for a client that writes all the time: either server is
 # killed, or both, or stopped; the client sees no error, and every write that it got an answer to is
 # at the destination.
-# test: timeout=200 tsan
+# test: timeout=200 asan tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/writer-functions.sh

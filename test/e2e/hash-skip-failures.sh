@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A stream that compares with what the destination has, while its client writes and the destination's process is
 # killed again and again: the images are the same at the end.
-# test: timeout=200 tsan
+# test: timeout=200 asan tsan-full
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh

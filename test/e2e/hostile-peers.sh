@@ -3,6 +3,7 @@
 # Strangers at the ports of replication, at both sides, while a disk moves: without the key nothing of it
 # is read, written or learned; a thousand connections that never say who they are, and some that say
 # it a byte at a time, stop neither the migration nor the source's client, and are rid of at the end.
+# test: asan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit nbdinfo qemu-io jq

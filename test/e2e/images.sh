@@ -3,7 +3,7 @@
 # Streams between two plugins by themselves: sparse images stay sparse and whole, and are read once, a destination
 # that is not empty ends up right, sizes of any number of bytes, 8 TiB in bounded memory, and a destination that
 # runs full.
-# test: timeout=300 tsan asan-full
+# test: timeout=300 tsan-full
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh

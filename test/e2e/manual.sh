@@ -1,7 +1,7 @@
 #!/bin/bash
 # SPDX-License-Identifier: GPL-2.0-or-later
 # The man pages are sound, and tell of everything that --help and the examples of the configuration tell of.
-# test: timeout=60 asan-full
+# test: timeout=60
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires podchecker nbdkit

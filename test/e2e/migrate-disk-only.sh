@@ -3,7 +3,7 @@
 # drover migrate --disk-only, between two sites on this host: the client stays connected and goes on
 # at the destination; --detach; two disks at one point; any NBD server as the destination; what keeps
 # a migration from starting.
-# test: tsan
+# test: asan tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit qemu-io qemu-img qemu-nbd fio jq

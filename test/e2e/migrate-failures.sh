@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A disk's migration that fails before the fence: the client goes on at the source, the destination
 # is cleaned up, the status is 1, the message says why, and the same command works afterwards.
+# test: asan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit qemu-io jq

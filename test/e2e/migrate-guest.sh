@@ -3,7 +3,7 @@
 # A real guest with two disks moves over the WAN link while it writes and a client is connected: first
 # all that can go wrong before the fence, after each of which it goes on at the source and the
 # destination is clean; then for good.
-# test: timeout=600 asan-full
+# test: timeout=600
 # test: slow
 # shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
 # shellcheck source=test/e2e/functions.sh

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A VM that is paused when it is migrated arrives paused; aborted, it is paused at the source and can be
 # migrated again. One disk. And of memory whose writes this QEMU may lose it is warned before.
-# test: slow
+# test: slow asan
 # shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"

@@ -3,7 +3,7 @@
 # mode = "auto" of a real guest's [network]: a tunnel where the sites have a segment each, none where they share it,
 # nothing where that can't be told. In the shared segment the guest is announced when it has moved, there and back, and
 # its client's connections go on.
-# test: timeout=400 asan-full
+# test: timeout=400
 # test: slow
 # shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
 # shellcheck source=test/e2e/functions.sh

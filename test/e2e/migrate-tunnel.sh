@@ -4,7 +4,7 @@
 # route changes, through aborts, killed processes of either side and both tunnel ends, there and back home. After each,
 # the tunnel is where the guest's frames have to go, and nothing is left of it where it is not needed.
 #   migrate-tunnel.sh [--all] [CASE...]     CASE: STEP/VICTIM
-# test: timeout=600 asan-full
+# test: timeout=600
 # test: slow
 # shellcheck disable=SC2119 # the functions of lab.sh have arguments of their own
 # shellcheck source=test/e2e/functions.sh

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # What is left when a migration is interrupted behind the first fence: what `drover recover` finds out from either side, with the
 # other one there or gone; what it does by force, and what the other side may do afterwards.
-# test: timeout=300 tsan
+# test: timeout=300 asan tsan-full
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires drover nbdkit qemu-io jq

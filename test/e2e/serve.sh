@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # `drover serve`: the disks of a VM are served, found again, survive their starter, are replaced
 # when they die, and are stopped with everything written.
-# test: timeout=120
+# test: timeout=120 asan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires jq nbdinfo nbdcopy qemu-io

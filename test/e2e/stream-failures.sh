@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Streams between two plugins by themselves, when something dies: the source's clients notice nothing,
 # nothing waits for ever, and the messages say what happened.
-# test: timeout=200 tsan
+# test: timeout=200 asan tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh

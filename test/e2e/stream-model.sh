@@ -3,7 +3,7 @@
 # Two real nbdkits and clients that write, zero, trim and flush at random through whole moves, the
 # destination stopped and killed at random moments: in sync it is a prefix of the acknowledged order,
 # at the handover it is equal.
-# test: timeout=600 tsan asan-full
+# test: timeout=600 tsan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 requires nbdkit

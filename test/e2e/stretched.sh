@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A VM moves within a segment that both sites have, and says nothing itself: its neighbours and the switches find it when
 # it is announced, for IPv4 and IPv6.
-# test: timeout=120 asan-full
+# test: timeout=120
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/tunnel-functions.sh

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # A client that writes more than the link takes: the stream gets ready all the same, the client is slowed down and sees it
 # told, one that writes little beside it is not, and nobody is while the link is down.
-# test: timeout=200 tsan
+# test: timeout=200 tsan-full
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh

@@ -3,7 +3,7 @@
 # A VM that has its old addresses by DHCP and router advertisements, with leases and lifetimes of seconds, keeps them
 # while it is elsewhere and when it is back: real servers at both sites, of which the new one has another network and the
 # same link-local address of its router.
-# test: timeout=400 asan-full
+# test: timeout=400
 # test: slow
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"

@@ -3,7 +3,7 @@
 # What can go wrong with a tunnel: another key, noise and forged datagrams, a cut link, an end that is
 # killed, a rollback, a path that becomes narrow while ICMP is filtered. Connections go on, and what was
 # put up goes away.
-# test: timeout=400 asan-full
+# test: timeout=400
 # test: slow
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Connections to a VM's old address go on, none reset and every byte right, while it moves to another
 # site: IPv4 and IPv6, from elsewhere and from a neighbour there. What was put up goes away again.
-# test: timeout=240
+# test: timeout=240 asan
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/tunnel-functions.sh

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # Streams between two plugins over the lab's WAN link, with TLS: as many connections as the losses ask for, within the
 # window's memory and the bandwidth that was given, and in the end the same bytes on both sides.
-# test: timeout=300 asan-full
+# test: timeout=300
 # shellcheck source=test/e2e/functions.sh
 source "$(dirname "$0")/functions.sh"
 # shellcheck source=test/e2e/stream-functions.sh

@@ -294,13 +294,14 @@ void Plugin::make_replica() {
                                          std::move(events));
 }
 
-Task<> Plugin::promote(std::string migration, std::string token) {
+Task<> Plugin::promote(std::string migration, std::optional<std::string> token) {
     const auto free = [this] { return loaded_ && !control_; };
     co_await world_.until(free);
     const Guard one(control_);
     const bool before = may_write(record_);
     const Step promoted = [&](const Record& record) {
-        return accept(drover::promote(record, migration, token));
+        return accept(token ? drover::promote(record, migration, *token)
+                            : drover::force(record, migration));
     };
     promoted(record_);
     if (replica_) {

@@ -1,12 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What happens in a world where a VM is moved as users move it: `drover migrate`, its guardian,
 // `drover recover`, and back again.
+#include "test/sim/call.h"
 #include "test/sim/coordinator.h"
 
 namespace drover::sim {
 namespace {
 
 constexpr unsigned most_tries = 10; // with no faults any more
+constexpr uint64_t patience = 20'000;
 
 } // namespace
 
@@ -113,10 +115,124 @@ Task<> World::lose_destination() {
     }
 }
 
+// The source's host likewise; then the operator takes the VM at the destination, if he can.
+Task<> World::lose_source() {
+    const auto under_way = [this] { return journal.is_open() && coordinator; };
+    const auto deciding = [&] { return under_way() && journal.last == JournalStep::promote; };
+    if (random.chance(70)) {
+        co_await until(deciding);
+        co_await pause(random.below(80));
+    } else {
+        co_await until(under_way);
+        co_await pause(random.below(20'000));
+    }
+    const size_t site = journal.from;
+    if (!journal.is_open() || !hosts[site].up || stop_faults) {
+        co_return;
+    }
+    hit(Probe::source_lost);
+    crash_host(site);
+    hosts[site].lost = true;
+    trace("host {} is lost", site);
+    const bool taken = co_await take_by_force(1 - site);
+    hit(taken ? Probe::taken : Probe::not_taken);
+    trace("the VM is {}", taken ? "taken by force" : "not taken");
+    if (random.chance(50)) {
+        source_gone_ = true;
+        co_return;
+    }
+    co_await pause(random.below(3000));
+    trace("host {} is back", site);
+    hosts[site].lost = false;
+    hosts[site].up = true;
+    ++hosts[site].boot;
+    if (taken) {
+        hit(Probe::source_superseded);
+    }
+}
+
+// As destination_recovery.cpp has it; again and again, until it is done or can't be.
+Task<bool> World::take_by_force(size_t site) {
+    const auto possible = [&] { return (!agent || agent->ended()) && is_served(site); };
+    for (;;) {
+        co_await until(possible);
+        co_await pause(random.below(1000));
+        if (!possible()) {
+            continue;
+        }
+        agent.reset();
+        if (!can_be_taken(site)) {
+            co_return false;
+        }
+        try {
+            co_await take_disks(site);
+            co_return true;
+        } catch (const Error& error) {
+            trace("not taken yet: {}", error.what());
+        }
+    }
+}
+
+// Only a state that the source's disks have been in, all of them at one moment.
+bool World::can_be_taken(size_t site) const {
+    const Record& first = disks_[site][0]->plugin->record();
+    if (is_promoted_by(standing_in(first), journal.migration)) {
+        return true;
+    }
+    return std::all_of(disks_[site].begin(), disks_[site].end(), [&](const auto& each) {
+        const Record& record = each->plugin->record();
+        const bool whole = record.migration == journal.migration && record.role == Role::replica &&
+                           record.stage != Stage::refused && record.consistent;
+        const bool of_one_moment =
+            record.stage == Stage::handed_over && record.token_hash == first.token_hash;
+        return whole && (of_one_moment || disks_[site].size() == 1);
+    });
+}
+
+Task<> World::take_disks(size_t site) {
+    const Record first = disks_[site][0]->plugin->record();
+    const bool promoted = is_promoted_by(standing_in(first), journal.migration);
+    const bool forced = promoted && first.stage == Stage::over && first.token.empty();
+    if (promoted && !forced && first.stage == Stage::over) {
+        co_return; // its source knew
+    }
+    const bool held =
+        std::any_of(disks_[site].begin(), disks_[site].end(), [](const auto& each) {
+            return !may_write(each->plugin->record()) || each->plugin->unconfirmed();
+        });
+    std::optional<std::string> token;
+    if (promoted && !forced && !held) {
+        token = first.token;
+    } else {
+        Host& source = hosts[1 - site];
+        source.disowned = true;
+        if (may_write(disks_[1 - site][0]->durable)) {
+            vm_->forgive(); // what it wrote there after the moment that has come here
+        }
+        if (!promoted || forced) {
+            vm_->lose(site); // its memory may be of another moment
+        }
+    }
+    for (size_t i = 0; i < plan.disks.size(); ++i) {
+        const std::weak_ptr<Plugin> plugin = disk(site, i).plugin;
+        if (plugin.expired()) {
+            throw Error(ErrorKind::peer, "nobody is there", ECONNREFUSED);
+        }
+        Task<> work = plugin.lock()->promote(journal.migration, token);
+        co_await ask(*this, site, plugin, std::move(work), patience);
+    }
+    if (vm_->at[site] == Machine::loaded) {
+        vm_->resume(site);
+    }
+}
+
 // Nobody has anything to do for it any more.
 bool World::is_over(size_t from) const {
     if (!journal.is_open()) {
         return !coordinator;
+    }
+    if (hosts[from].lost) {
+        return source_gone_;
     }
     // What is left to do can't be done.
     const Disk& first = *disks_[from][0];
@@ -161,6 +277,9 @@ Task<> World::moves() {
     if (plan.loses_destination) {
         spawn(everybody, lose_destination());
     }
+    if (plan.loses_source) {
+        spawn(everybody, lose_source());
+    }
     const auto is_lost = [this](const Host& host) { return host.lost; };
     for (unsigned i = 0; i < plan.moves; ++i) {
         if (std::any_of(hosts.begin(), hosts.end(), is_lost)) {
@@ -179,14 +298,16 @@ Task<> World::moves() {
                 fail("no migration comes about");
             }
             co_await move(from);
-            if (hosts[1 - from].lost || owns_all(1 - from)) {
+            if (hosts[from].lost || hosts[1 - from].lost || owns_all(1 - from)) {
                 break;
             }
         }
     }
     stop_faults = true;
     const auto lost_with_its_host = [this] {
-        return hosts[1 - journal.from].lost && disk(journal.from, 0).visible.stage == Stage::over;
+        return (hosts[1 - journal.from].lost &&
+                disk(journal.from, 0).visible.stage == Stage::over) ||
+               (source_gone_ && !owns_all(1 - journal.from));
     };
     const auto calm = [&] { return faults_over && (vm_->runs_at() || lost_with_its_host()); };
     co_await until(calm);

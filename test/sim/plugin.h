@@ -35,6 +35,8 @@ public:
     size_t site() const { return disk_.site; }
     bool loaded() const { return loaded_; }
     const Record& record() const { return record_; }
+    // Promoted by a process that has ended, and not confirmed since.
+    bool unconfirmed() const { return unconfirmed_; }
     // RecordStore::open, then Engine::start.
     Task<> start();
 
@@ -54,7 +56,8 @@ public:
     Task<std::string> fence(FenceRequest request);
     Task<> cancel(std::string quiesce);
     Task<> unfence(std::string refusal_token);
-    Task<> promote(std::string migration, std::string token);
+    // No token: by force.
+    Task<> promote(std::string migration, std::optional<std::string> token);
     Task<> did_not_run(std::string migration);
     // unfence by force
     Task<> force(std::string migration);

@@ -60,7 +60,11 @@ namespace drover::sim {
     probe(put_down, "agents that kept a whole replica") \
     probe(destination_lost, "destinations lost for good") \
     probe(forced, "VMs taken back by force") \
-    probe(superseded, "destinations that came back after that")
+    probe(superseded, "destinations that came back after that") \
+    probe(source_lost, "sources lost for good") \
+    probe(taken, "VMs taken by force at the destination") \
+    probe(not_taken, "VMs that could not be") \
+    probe(source_superseded, "sources that came back after that")
 // clang-format on
 
 enum class Probe : size_t {

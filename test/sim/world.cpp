@@ -72,6 +72,7 @@ Plan make_plan(Random& random) {
     }
     plan.memory = random.chance(80);
     plan.loses_destination = plan.moves > 0 && random.chance(15);
+    plan.loses_source = plan.moves > 0 && !plan.loses_destination && random.chance(15);
     plan.limits.log_bytes = random.chance(30) ? random.between(0, 8192) : 64 * KiB;
     plan.limits.frame_bytes = uint64_t{block_size} * random.between(1, 4);
     plan.limits.region_bytes = uint64_t{block_size} * random.between(1, 8);

@@ -62,7 +62,7 @@ struct Plan {
     // Moved by a coordinator, with agents and recoveries, and not by an operator's hands: so often.
     unsigned moves = 0;
     bool memory = false; // the VM's memory moves too
-    bool loses_destination = false;
+    bool loses_destination = false, loses_source = false;
 
     // What goes wrong: how many times; which of the kinds of faults.cpp; and, in ten thousand, how
     // many writes and saves fail.
@@ -82,8 +82,8 @@ struct Host {
     bool up = true;
     uint64_t boot = 1;
     bool disk_full = false;
-    // Down, and an operator takes it for dead; and its disks, from when he has taken the VM back
-    // until it has come back and was told.
+    // Down, and an operator takes it for dead; and its disks, from when he has taken the VM at the
+    // other site until it has come back and was told.
     bool lost = false, disowned = false;
 };
 
@@ -212,6 +212,10 @@ private:
     Task<> move(size_t from);
     Task<> keep_recovered();
     Task<> lose_destination();
+    Task<> lose_source();
+    Task<bool> take_by_force(size_t site);
+    Task<> take_disks(size_t site);
+    bool can_be_taken(size_t site) const;
     Task<> reap();
     Task<> tick();
     Task<> keep_started();
@@ -229,6 +233,7 @@ private:
     unsigned faults_under_way_ = 0;
     std::string migration_; // of the present attempt
     uint64_t generation_ = 0;
+    bool source_gone_ = false; // for good; what was to be done without it is done
 };
 
 } // namespace drover::sim

@@ -98,6 +98,18 @@ TEST_CASE("drain rate: answers that are seconds apart make an even rate, and no 
     CHECK(model.rate.bytes_per_s() == frame / 4);
 }
 
+TEST_CASE("drain rate: what comes in lumps is no more than it is") {
+    Model model;
+    for (unsigned second = 0; second < 60; ++second) {
+        model.run(5, 2 * MiB);
+        model.run(4, 0);
+        model.run(1, 64 * KiB);
+    }
+    const uint64_t mean = 10 * MiB + 64 * KiB;
+    CHECK(model.rate.bytes_per_s() < mean * 6 / 5);
+    CHECK(model.rate.bytes_per_s() > mean * 2 / 5);
+}
+
 TEST_CASE("drain rate: zeroes are no data, and do not lower it where they are most of the work") {
     Model model;
     model.run(10, MiB);
