@@ -18,12 +18,13 @@
 #include <pwd.h>
 #include <signal.h>
 #include <sys/stat.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 namespace drover::tunnel {
 namespace {
 
-constexpr size_t device_batch = 64;
+constexpr size_t device_batch = 64, device_batch_bytes = 256 << 10;
 
 uint64_t clock_ms() {
     return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(
@@ -99,6 +100,10 @@ std::optional<PutUp> what_is_left(const TunnelFiles& files, const PutUp& now) {
     return before;
 }
 
+iovec part_of(const void* at, size_t size) {
+    return {const_cast<void*>(at), size};
+}
+
 class Daemon : private Surroundings {
 public:
     explicit Daemon(DaemonOptions options)
@@ -158,6 +163,8 @@ public:
                 log("closed: " + end_->closing_reason());
                 break;
             }
+            end_->flush();
+            link_->flush();
             poll_once(static_cast<int>(wait));
         }
         take_down();
@@ -171,8 +178,10 @@ private:
     }
 
     // Surroundings
-    void to_device(Bytes frame) override {
-        if (::write(tap_.fd.get(), frame.data(), frame.size()) < 0) {
+    void to_device(Bytes frame, const Offload& offload) override {
+        const iovec parts[] = {part_of(&offload, sizeof offload),
+                               part_of(frame.data(), frame.size())};
+        if (::writev(tap_.fd.get(), parts, std::size(parts)) < 0) {
             ++device_full_;
         }
     }
@@ -241,12 +250,17 @@ private:
     }
 
     void read_device() {
-        for (size_t i = 0; i < device_batch; ++i) {
-            const ssize_t size = ::read(tap_.fd.get(), frame_.data(), frame_.size());
-            if (size <= 0) {
+        Offload offload{};
+        const iovec parts[] = {part_of(&offload, sizeof offload),
+                               part_of(frame_.data(), frame_.size())};
+        for (size_t i = 0, bytes = 0; i < device_batch && bytes < device_batch_bytes; ++i) {
+            const ssize_t got = ::readv(tap_.fd.get(), parts, std::size(parts));
+            if (got < static_cast<ssize_t>(sizeof offload)) {
                 return;
             }
-            end_->from_device(std::span(frame_.data(), static_cast<size_t>(size)), now_ms_);
+            const std::span frame(frame_.data(), static_cast<size_t>(got) - sizeof offload);
+            end_->from_device(frame, offload, now_ms_);
+            bytes += frame.size();
         }
     }
 

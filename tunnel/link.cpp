@@ -5,10 +5,7 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
 
-#include <fcntl.h>
-#include <netdb.h>
 #include <netinet/in.h>
 
 namespace drover::tunnel {
@@ -19,13 +16,13 @@ constexpr uint64_t dead_after_ms = 4000;  // without a sign of the peer
 constexpr uint64_t dial_every_ms = 1000;  // after a failure
 constexpr uint64_t overlap_ms = 3000;     // of a session with the one that replaces it
 constexpr uint64_t introduce_ms = 15'000; // from the start of a session to its first ping
-constexpr size_t most_strangers = 8, most_pings = 8, receive_batch = 64;
+constexpr size_t most_strangers = 8, most_pings = 8, receive_batch = 64,
+                 receive_batch_bytes = 256 << 10;
 constexpr size_t most_of_a_host = 2;     // strangers at one address
 constexpr uint64_t most_handshakes = 16; // of strangers that begin in a second
 constexpr uint8_t handshake_record = 22, data_record = 23, client_hello = 1;
 constexpr size_t record_header = 13;
 constexpr size_t largest_udp = 65536;
-constexpr int socket_buffer = 4 << 20;
 
 uint64_t clock_us() {
     return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::microseconds>(
@@ -40,120 +37,21 @@ size_t largest_datagram(const SocketAddress& peer) {
     return 1500 - (inside_v4 ? 20 : 40) - 8;
 }
 
-// DF is set and the kernel's own idea of the path's MTU is not asked: PathMtu finds it.
-void set_options(int fd, int family) {
-    const auto set = [&](int level, int name, int value) {
-        ::setsockopt(fd, level, name, &value, sizeof value);
-    };
-    set(IPPROTO_IP, IP_MTU_DISCOVER, IP_PMTUDISC_PROBE);
-    if (family == AF_INET6) {
-        set(IPPROTO_IPV6, IPV6_MTU_DISCOVER, IPV6_PMTUDISC_PROBE);
-    }
-    set(SOL_SOCKET, SO_RCVBUF, socket_buffer);
-    set(SOL_SOCKET, SO_SNDBUF, socket_buffer);
-}
-
-UniqueFd udp_socket(int family) {
-    UniqueFd fd(::socket(family, SOCK_DGRAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
-    if (!fd) {
-        throw_errno("a UDP socket");
-    }
-    set_options(fd.get(), family);
-    return fd;
-}
-
-UniqueFd copy_of(int socket) {
-    UniqueFd fd(::fcntl(socket, F_DUPFD_CLOEXEC, 3));
-    sockaddr_storage address{};
-    socklen_t size = sizeof address;
-    if (!fd || ::getsockname(socket, reinterpret_cast<sockaddr*>(&address), &size) != 0) {
-        throw_errno("--listen-fd");
-    }
-    set_options(fd.get(), address.ss_family);
-    return fd;
-}
-
-UniqueFd listen_on(const SocketAddress& address) {
-    UniqueFd fd = udp_socket(address.storage.ss_family);
-    if (address.storage.ss_family == AF_INET6) {
-        const int both = 0;
-        ::setsockopt(fd.get(), IPPROTO_IPV6, IPV6_V6ONLY, &both, sizeof both);
-    }
-    if (::bind(fd.get(), address.get(), address.size) != 0) {
-        throw_errno("--listen");
-    }
-    return fd;
-}
-
-bool same_host(const SocketAddress& a, const SocketAddress& b) {
-    SocketAddress without_port = a;
-    // At the same place in both families.
-    reinterpret_cast<sockaddr_in*>(&without_port.storage)->sin_port =
-        reinterpret_cast<const sockaddr_in*>(&b.storage)->sin_port;
-    return without_port == b;
-}
-
 // Not protected by any session: of a peer that starts anew, from whatever address.
 bool is_client_hello(Bytes datagram) {
     return datagram.size() > record_header && datagram[0] == handshake_record && datagram[3] == 0 &&
            datagram[4] == 0 && datagram[record_header] == client_hello;
 }
 
-std::string text_of(const SocketAddress& address) {
-    char host[NI_MAXHOST] = "", port[NI_MAXSERV] = "";
-    ::getnameinfo(address.get(),
-                  address.size,
-                  host,
-                  sizeof host,
-                  port,
-                  sizeof port,
-                  NI_NUMERICHOST | NI_NUMERICSERV);
-    return std::strchr(host, ':') != nullptr ? fmt::format("[{}]:{}", host, port)
-                                             : fmt::format("{}:{}", host, port);
-}
-
 } // namespace
-
-bool SocketAddress::operator==(const SocketAddress& other) const {
-    return size == other.size && std::memcmp(&storage, &other.storage, size) == 0;
-}
-
-SocketAddress parse_socket_address(const std::string& text) {
-    const size_t colon = text.rfind(':');
-    std::string host = text.substr(0, colon);
-    if (colon != std::string::npos) {
-        if (host.size() > 2 && host.front() == '[' && host.back() == ']') {
-            host = host.substr(1, host.size() - 2);
-        } else if (host.find(':') != std::string::npos) {
-            host.clear(); // IPv6 without its brackets
-        }
-    }
-    addrinfo hints{};
-    hints.ai_socktype = SOCK_DGRAM;
-    hints.ai_flags = AI_NUMERICHOST | AI_NUMERICSERV;
-    addrinfo* found = nullptr;
-    const bool any = host == "*";
-    if (colon == std::string::npos || host.empty() ||
-        ::getaddrinfo(any ? "::" : host.c_str(), text.c_str() + colon + 1, &hints, &found) != 0) {
-        throw Error(ErrorKind::usage,
-                    fmt::format("'{}' is not ADDRESS:PORT, with an address in numbers, one of IPv6 "
-                                "in brackets",
-                                text));
-    }
-    SocketAddress address;
-    std::memcpy(&address.storage, found->ai_addr, found->ai_addrlen);
-    address.size = found->ai_addrlen;
-    ::freeaddrinfo(found);
-    return address;
-}
 
 Link::Link(LinkOptions options, Events events, uint64_t now_ms)
     : options_(std::move(options)), events_(std::move(events)), buffer_(largest_udp) {
     if (options_.dials) {
         dial(now_ms);
     } else {
-        listener_ =
-            options_.listener >= 0 ? copy_of(options_.listener) : listen_on(options_.address);
+        listener_ = options_.listener >= 0 ? copy_of_socket(options_.listener)
+                                           : bound_socket(options_.address);
     }
 }
 
@@ -161,23 +59,16 @@ Link::~Link() {
     if (current_ && current_->trusted) {
         current_->dtls->bye();
     }
+    outbox_.flush();
 }
 
-void Link::post(int fd, const SocketAddress* peer, Bytes datagram) const {
-    // Full buffers, unreachable hosts, too large for the interface: lost, as on the way.
-    ::sendto(fd,
-             datagram.data(),
-             datagram.size(),
-             MSG_DONTWAIT | MSG_NOSIGNAL,
-             peer != nullptr ? peer->get() : nullptr,
-             peer != nullptr ? peer->size : 0);
-}
-
-DtlsSession::Push Link::push_to(const Session& session) const {
+DtlsSession::Push Link::push_to(const Session& session) {
     if (session.socket) {
-        return [this, fd = session.socket.get()](Bytes datagram) { post(fd, nullptr, datagram); };
+        return [this, fd = session.socket.get()](Bytes datagram) { outbox_.add(fd, {}, datagram); };
     }
-    return [this, peer = session.peer](Bytes datagram) { post(listener_.get(), &peer, datagram); };
+    return [this, peer = session.peer](Bytes datagram) {
+        outbox_.add(listener_.get(), peer, datagram);
+    };
 }
 
 Link::SessionPtr Link::make_session(const SocketAddress& peer, UniqueFd socket, uint64_t now_ms) {
@@ -193,11 +84,8 @@ Link::SessionPtr Link::make_session(const SocketAddress& peer, UniqueFd socket, 
 void Link::dial(uint64_t now_ms) {
     dial_again_ms_ = now_ms + dial_every_ms;
     try {
-        UniqueFd socket = udp_socket(options_.address.storage.ss_family);
-        if (::connect(socket.get(), options_.address.get(), options_.address.size) != 0) {
-            throw_errno(text_of(options_.address));
-        }
-        SessionPtr session = make_session(options_.address, std::move(socket), now_ms);
+        SessionPtr session =
+            make_session(options_.address, connected_socket(options_.address), now_ms);
         session->dtls = std::make_unique<DtlsSession>(
             options_.psk, nullptr, largest_datagram(session->peer), push_to(*session));
         others_.push_back(std::move(session));
@@ -240,44 +128,44 @@ void Link::add_polls(std::vector<pollfd>& polls) const {
 }
 
 void Link::readable(int fd, uint64_t now_ms) {
-    for (size_t i = 0; i < receive_batch; ++i) {
-        SocketAddress peer;
-        peer.size = sizeof peer.storage;
-        const ssize_t size = ::recvfrom(fd,
-                                        buffer_.data(),
-                                        buffer_.size(),
-                                        MSG_DONTWAIT,
-                                        reinterpret_cast<sockaddr*>(&peer.storage),
-                                        &peer.size);
-        if (size < 0) {
-            break; // nothing more, or an ICMP error, of which no account is taken
+    for (size_t i = 0, bytes = 0; i < receive_batch && bytes < receive_batch_bytes; ++i) {
+        const auto received = receive_from(fd, buffer_);
+        if (!received) {
+            break;
         }
-        const Bytes datagram(buffer_.data(), static_cast<size_t>(size));
-        if (datagram.empty()) {
-            continue;
-        }
-        Session* session = nullptr;
-        if (listener_) {
-            session = find(peer, datagram);
-        } else if (current_ && current_->socket.get() == fd) {
-            session = current_.get();
-        } else {
-            const auto found = std::find_if(others_.begin(), others_.end(), [&](const auto& each) {
-                return each->socket.get() == fd;
-            });
-            session = found != others_.end() ? found->get() : nullptr;
-        }
-        if (session != nullptr && !session->ended) {
-            take(*session, datagram, now_ms);
-        } else if (listener_) {
-            from_stranger(peer, datagram, now_ms);
+        bytes += received->bytes.size();
+        for (Bytes rest = received->bytes; !rest.empty();) {
+            const Bytes datagram = rest.first(std::min(received->size, rest.size()));
+            take_from(fd, received->peer, datagram, now_ms);
+            rest = rest.subspan(datagram.size());
         }
     }
     forget_ended(now_ms);
 }
 
+void Link::take_from(int fd, const SocketAddress& peer, Bytes datagram, uint64_t now_ms) {
+    Session* session = nullptr;
+    if (listener_) {
+        session = find(peer, datagram);
+    } else if (current_ && current_->socket.get() == fd) {
+        session = current_.get();
+    } else {
+        const auto found = std::find_if(others_.begin(), others_.end(), [&](const auto& each) {
+            return each->socket.get() == fd;
+        });
+        session = found != others_.end() ? found->get() : nullptr;
+    }
+    if (session != nullptr && !session->ended) {
+        take(*session, datagram, now_ms);
+    } else if (listener_) {
+        from_stranger(peer, datagram, now_ms);
+    }
+}
+
 void Link::from_stranger(const SocketAddress& peer, Bytes datagram, uint64_t now_ms) {
-    const DtlsSession::Push answer = [&](Bytes bytes) { post(listener_.get(), &peer, bytes); };
+    const DtlsSession::Push answer = [&](Bytes bytes) {
+        outbox_.add(listener_.get(), peer, bytes);
+    };
     const auto prestate = cookies_.admit(peer.bytes(), datagram, answer);
     if (!prestate) {
         return;
@@ -329,7 +217,7 @@ void Link::shake(Session& session, Bytes datagram, uint64_t now_ms) {
     try {
         session.shaken = session.dtls->handshake(datagram);
     } catch (const Error& error) {
-        error_ = fmt::format("{}: {}", text_of(session.peer), error.what());
+        error_ = fmt::format("{}: {}", to_text(session.peer), error.what());
         session.ended = true;
         return;
     }
@@ -358,7 +246,7 @@ void Link::take_record(Session& session, Bytes bytes, uint64_t number, uint64_t 
 void Link::take_ping(Session& session, const Ping& ping, uint64_t now_ms) {
     if (ping.identity != options_.identity) {
         error_ = fmt::format("{}: the other end was told of another MAC, address or gateway",
-                             text_of(session.peer));
+                             to_text(session.peer));
         session.ended = true;
         return;
     }
@@ -420,6 +308,7 @@ void Link::send_ping(Session& session, size_t datagram, uint64_t now_ms) {
 }
 
 void Link::forget_ended(uint64_t now_ms) {
+    outbox_.flush(); // their sockets will be closed
     std::erase_if(others_, [&](const SessionPtr& session) {
         return session->ended || (session->leaves_ms != 0 && now_ms >= session->leaves_ms);
     });
@@ -453,7 +342,7 @@ uint64_t Link::tick(uint64_t now_ms) {
         }
         if (alive_ && now_ms >= session.heard_ms + dead_after_ms) {
             alive_ = false;
-            error_ = fmt::format("{} does not answer", text_of(session.peer));
+            error_ = fmt::format("{} does not answer", to_text(session.peer));
         }
     }
     if (options_.dials && now_ms >= dial_again_ms_ && others_.empty() &&
@@ -479,6 +368,7 @@ void Link::set_phase(Phase phase, uint64_t now_ms) {
     if (current_) {
         send_ping(*current_, 0, now_ms);
     }
+    flush();
 }
 
 Link::Status Link::status() const {
@@ -487,7 +377,7 @@ Link::Status Link::status() const {
     status.error = error_;
     status.sessions = last_number_;
     if (current_) {
-        status.peer = text_of(current_->peer);
+        status.peer = to_text(current_->peer);
         status.cipher = current_->dtls->cipher();
         status.datagram_size = current_->mtu.size();
         status.discarded = current_->dtls->discarded();

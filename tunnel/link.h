@@ -3,31 +3,17 @@
 // datagrams, and replaces a session by a new one without a gap. Non-blocking; one thread.
 #pragma once
 
-#include "common/unique_fd.h"
 #include "tunnel/core/framing.h"
 #include "tunnel/core/hold_queue.h"
 #include "tunnel/core/path_mtu.h"
 #include "tunnel/dtls_session.h"
+#include "tunnel/udp.h"
 
 #include <deque>
 
 #include <poll.h>
-#include <sys/socket.h>
 
 namespace drover::tunnel {
-
-struct SocketAddress {
-    sockaddr_storage storage{};
-    socklen_t size = 0;
-
-    const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&storage); }
-    Bytes bytes() const { return {reinterpret_cast<const uint8_t*>(&storage), size}; }
-    bool operator==(const SocketAddress& other) const;
-};
-
-// "10.0.0.1:4789", "[2001:db8::1]:4789"; "*:4789" is any address of IPv6 and IPv4. Numeric only.
-// Throws Error(usage).
-SocketAddress parse_socket_address(const std::string& text);
 
 struct LinkOptions {
     bool dials = false; // else it listens
@@ -62,8 +48,9 @@ public:
     bool up() const { return current_ != nullptr && alive_; }
     // How large a record may be.
     size_t room() const;
-    // Dropped while there is no session.
+    // Dropped while there is no session. It may wait for others until the next flush().
     void send(Bytes record);
+    void flush() { outbox_.flush(); }
     // In the next pings; the first goes out at once.
     void set_phase(Phase phase, uint64_t now_ms);
 
@@ -102,6 +89,7 @@ private:
     using SessionPtr = std::unique_ptr<Session>;
 
     void dial(uint64_t now_ms);
+    void take_from(int fd, const SocketAddress& peer, Bytes datagram, uint64_t now_ms);
     void take(Session& session, Bytes datagram, uint64_t now_ms);
     void shake(Session& session, Bytes datagram, uint64_t now_ms);
     void take_record(Session& session, Bytes bytes, uint64_t number, uint64_t now_ms);
@@ -112,13 +100,13 @@ private:
     bool may_shake(const SocketAddress& peer, uint64_t now_ms);
     Session* find(const SocketAddress& peer, Bytes datagram);
     SessionPtr make_session(const SocketAddress& peer, UniqueFd socket, uint64_t now_ms);
-    DtlsSession::Push push_to(const Session& session) const;
-    void post(int fd, const SocketAddress* peer, Bytes datagram) const;
+    DtlsSession::Push push_to(const Session& session);
     void forget_ended(uint64_t now_ms);
 
     const LinkOptions options_;
     const Events events_;
     UniqueFd listener_;
+    Outbox outbox_;
     CookieJar cookies_;
     SessionPtr current_;
     std::vector<SessionPtr> others_; // in their handshake, or on their way out

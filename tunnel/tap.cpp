@@ -18,8 +18,9 @@ Tap open_tap() {
     }
     ifreq request{};
     std::string("drt%d").copy(request.ifr_name, IFNAMSIZ - 1);
-    request.ifr_flags = IFF_TAP | IFF_NO_PI;
-    if (::ioctl(tap.fd.get(), TUNSETIFF, &request) != 0) {
+    request.ifr_flags = IFF_TAP | IFF_NO_PI | IFF_VNET_HDR;
+    if (::ioctl(tap.fd.get(), TUNSETIFF, &request) != 0 ||
+        ::ioctl(tap.fd.get(), TUNSETOFFLOAD, TUN_F_CSUM | TUN_F_TSO4 | TUN_F_TSO6) != 0) {
         throw_errno("a TAP device");
     }
     tap.name = request.ifr_name;

@@ -9,7 +9,9 @@
 namespace drover::tunnel {
 
 struct Tap {
-    UniqueFd fd; // non-blocking: a read or write is one frame
+    // Non-blocking: a read or write is an Offload and one frame. TCP packets may be larger
+    // than the MTU, in both directions, and checksums not complete.
+    UniqueFd fd;
     std::string name;
 };
 

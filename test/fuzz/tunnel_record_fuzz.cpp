@@ -15,7 +15,14 @@ namespace {
 class Around : public Surroundings {
 public:
     explicit Around(const Nic& nic) : filter_(nic) {}
-    void to_device(Bytes frame) override { FUZZ_CHECK(filter_.to_vm(*parse_frame(frame))); }
+    void to_device(Bytes frame, const Offload& offload) override {
+        const auto parsed = parse_frame(frame);
+        FUZZ_CHECK(filter_.to_vm(*parsed));
+        if (offload.kind != Offload::uncut) {
+            FUZZ_CHECK(parsed->ip->end == frame.size() && offload.segment > 0);
+            FUZZ_CHECK(offload.headers + size_t{offload.segment} < frame.size());
+        }
+    }
     void to_peer(Bytes) override {}
     size_t room() const override { return 1400; }
     bool link_up() const override { return true; }
@@ -73,6 +80,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
                     end->peer_phase(ping->phase, number);
                 } else {
                     end->from_peer(*record, {1, number}, number);
+                }
+                if (number % 4 == 3) {
+                    end->flush();
                 }
                 FUZZ_CHECK(end->held().bytes() <= 20'000);
                 FUZZ_CHECK(end->joiner().unfinished() <= Joiner::most_frames);

@@ -22,7 +22,10 @@ public:
         end.emplace(options, *this, 0);
     }
 
-    void to_device(Bytes frame) override { device.emplace_back(frame.begin(), frame.end()); }
+    void to_device(Bytes frame, const Offload& offload) override {
+        device.emplace_back(frame.begin(), frame.end());
+        last_offload = offload;
+    }
     void to_peer(Bytes record) override { sent.emplace_back(record.begin(), record.end()); }
     size_t room() const override { return up ? 1435 : 0; }
     bool link_up() const override { return up; }
@@ -34,9 +37,12 @@ public:
         switched = over;
     }
 
-    void frame(Frame bytes, uint64_t now) { end->from_device(bytes, now); }
+    void frame(Frame bytes, uint64_t now, const Offload& offload = {}) {
+        end->from_device(bytes, offload, now);
+    }
 
     std::vector<Frame> device;
+    Offload last_offload;
     std::deque<Frame> sent;
     bool up = true, switched = false, fails = false;
     std::optional<End> end;
@@ -310,6 +316,44 @@ TEST_CASE("a SYN is told the size that crosses whole") {
     const Frame record = pair.home.sent.front();
     CHECK(get16(record.data() + 1 + ethernet_header + 20 + 22) == 1435 - 15 - 40);
     CHECK(pair.home.end->counters().clamped == 1);
+}
+
+TEST_CASE("a large TCP packet crosses in records that fit, and is delivered as one") {
+    Pair pair;
+    pair.home.end->divert(0);
+    pair.home.device.clear();
+    pair.away.end->resume(0);
+    const Frame large =
+        tcp_frame(vm_mac, gateway_mac, "10.9.0.2", 1, "10.1.0.10", 7, tcp_flag::ack, {}, 14'000);
+    Offload offload;
+    offload.kind = Offload::tcp_v4;
+    offload.segment = 1460;
+    pair.home.frame(large, 1, offload);
+    CHECK(pair.home.sent.size() == 11); // of 1380 bytes each
+    pair.home.frame(to_vm(5), 1);       // what comes behind it stays there
+    for (const Frame& record : pair.home.sent) {
+        CHECK(record.size() <= pair.home.room());
+    }
+    pair.deliver(2);
+    pair.away.end->flush();
+    REQUIRE(pair.away.device.size() == 2);
+    CHECK(pair.away.device[0].size() == large.size());
+    CHECK(pair.away.device[1] == to_vm(5));
+
+    pair.home.frame(large, 3, offload);
+    pair.deliver(3);
+    CHECK(pair.away.device.size() == 2);
+    pair.away.end->flush();
+    REQUIRE(pair.away.device.size() == 3);
+    CHECK(pair.away.last_offload.segment == 1380);
+    complete_checksum(pair.away.device[2], pair.away.last_offload);
+    CHECK(pair.away.device[2] == large);
+
+    pair.home.frame(to_vm(6, 3000), 4, offload); // no TCP
+    CHECK(pair.home.end->counters().refused_here == 1);
+    pair.home.up = false;
+    pair.home.frame(large, 5, offload);
+    CHECK(pair.home.end->counters().no_link == 1);
 }
 
 TEST_CASE("it closes when it was told to, when the peer does, and when nothing uses it any more") {

@@ -155,6 +155,23 @@ TEST_CASE("a session is replaced by a new one, and no frame is lost or comes twi
     }
 }
 
+TEST_CASE("many frames at once arrive as they were, in order") {
+    Pair pair;
+    pair.open();
+    REQUIRE(pair.until([&] { return pair.up(); }));
+    std::vector<Frame> sent;
+    for (size_t i = 0; i < 300; ++i) {
+        const size_t size = i % 100 < 90 ? 1100 : 60 + i; // whole batches, and what ends one
+        Frame record(size, static_cast<uint8_t>(i));
+        record[0] = 3;
+        pair.home.link->send(record);
+        sent.emplace_back(record.begin() + 1, record.end());
+    }
+    pair.home.link->flush();
+    CHECK(pair.until([&] { return pair.away.frames.size() == sent.size(); }));
+    CHECK(pair.away.frames == sent);
+}
+
 TEST_CASE("a peer that means another NIC is refused, with the reason") {
     Pair pair;
     pair.listens.identity[0] = 1;

@@ -32,37 +32,52 @@ void End::set_phase(Phase phase) {
     around_.tell_phase(phase);
 }
 
-void End::from_device(std::span<uint8_t> frame, uint64_t now_ms) {
+void End::from_device(std::span<uint8_t> frame, const Offload& offload, uint64_t now_ms) {
     const auto parsed = parse_frame(frame);
     if (!parsed) {
         return;
     }
     if (options_.role == Role::home) {
-        from_device_home(frame, *parsed, now_ms);
+        from_device_home(frame, offload, *parsed, now_ms);
     } else if (filter_.from_vm(*parsed)) {
-        carry(frame, *parsed, true, now_ms);
+        carry(frame, offload, *parsed, true, now_ms);
     } else {
         ++counters_.refused_here;
     }
 }
 
-void End::from_device_home(std::span<uint8_t> frame, const Parsed& parsed, uint64_t now_ms) {
+void End::from_device_home(std::span<uint8_t> frame,
+                           const Offload& offload,
+                           const Parsed& parsed,
+                           uint64_t now_ms) {
     if (phase_ != Phase::diverted) {
         return; // broadcasts of the segment: the VM hears them itself
     }
     if (const auto answer = answer_for(options_.nic, parsed)) {
-        around_.to_device(*answer);
+        to_device(*answer);
         ++counters_.answered;
     } else if (filter_.to_vm(parsed)) {
-        carry(frame, parsed, false, now_ms);
+        carry(frame, offload, parsed, false, now_ms);
     } else {
         ++counters_.refused_here;
     }
 }
 
-void End::carry(std::span<uint8_t> frame, const Parsed& parsed, bool from_vm, uint64_t now_ms) {
+void End::carry(std::span<uint8_t> frame,
+                const Offload& offload,
+                const Parsed& parsed,
+                bool from_vm,
+                uint64_t now_ms) {
     flows_.seen(parsed, from_vm, frame.size(), now_ms);
     const size_t room = around_.room();
+    if (offload.kind != Offload::uncut && room != 0) {
+        const auto packet = [this](Bytes bytes) { split_to_peer(bytes); };
+        if (!tcp_cutter_.cut(frame, parsed, offload.segment, room - 1, packet)) {
+            ++counters_.refused_here;
+        }
+        return;
+    }
+    complete_checksum(frame, offload);
     if (room > ethernet_header + 1 && clamp_mss(frame, parsed, room - ethernet_header - 1)) {
         ++counters_.clamped;
     }
@@ -79,9 +94,19 @@ void End::split_to_peer(Bytes frame) {
     ++counters_.to_peer;
 }
 
-void End::deliver(Bytes frame) {
-    around_.to_device(frame);
+// Of TCP packets that follow each other, one is made.
+void End::deliver(Bytes frame, const Parsed& parsed) {
+    tcp_joiner_.add(frame, parsed, device());
     ++counters_.to_device;
+}
+
+void End::to_device(Bytes frame) {
+    flush();
+    around_.to_device(frame, Offload{});
+}
+
+void End::flush() {
+    tcp_joiner_.flush(device());
 }
 
 void End::from_peer(const Record& record, HoldQueue::Order order, uint64_t now_ms) {
@@ -110,7 +135,7 @@ void End::frame_from_peer(Bytes frame, HoldQueue::Order order, uint64_t now_ms) 
     }
     flows_.seen(*parsed, false, frame.size(), now_ms);
     if (phase_ == Phase::resumed && held_.frames() == 0) {
-        deliver(frame);
+        deliver(frame, *parsed);
     } else if (phase_ != Phase::closing) {
         held_.push(order, Frame(frame.begin(), frame.end()), now_ms);
     }
@@ -120,12 +145,12 @@ void End::frame_at_home(Bytes frame, const Parsed& parsed, uint64_t now_ms) {
     if (filter_.from_vm(parsed)) {
         if (phase_ == Phase::diverted) {
             flows_.seen(parsed, true, frame.size(), now_ms);
-            deliver(frame);
+            deliver(frame, parsed);
         } else {
             ++counters_.not_switched;
         }
     } else if (now_ms < return_until_ms_ && filter_.to_vm(parsed)) {
-        deliver(frame); // it comes back
+        deliver(frame, parsed); // it comes back
     } else {
         ++counters_.refused_peer;
     }
@@ -185,7 +210,7 @@ void End::divert(uint64_t now_ms) {
     switched_ms_ = now_ms;
     set_phase(Phase::diverted);
     for (const Frame& frame : announcements(options_.nic)) {
-        around_.to_device(frame);
+        to_device(frame);
     }
 }
 
@@ -263,7 +288,7 @@ uint64_t End::tick_away(uint64_t now_ms) {
             if (!frame) {
                 break;
             }
-            deliver(*frame);
+            deliver(*frame, *parse_frame(*frame));
         }
         return burst_every_ms;
     }

@@ -18,6 +18,7 @@
 #include "tunnel/core/framing.h"
 #include "tunnel/core/hold_queue.h"
 #include "tunnel/core/keep.h"
+#include "tunnel/core/offload.h"
 #include "tunnel/core/put_up.h"
 
 namespace drover::tunnel {
@@ -26,7 +27,7 @@ namespace drover::tunnel {
 class Surroundings {
 public:
     virtual ~Surroundings() = default;
-    virtual void to_device(Bytes frame) = 0;
+    virtual void to_device(Bytes frame, const Offload& offload) = 0;
     virtual void to_peer(Bytes record) = 0;
     virtual size_t room() const = 0; // for a record; 0: there is no link
     virtual bool link_up() const = 0;
@@ -59,11 +60,13 @@ class End {
 public:
     End(EndOptions options, Surroundings& around, uint64_t now_ms);
 
-    void from_device(std::span<uint8_t> frame, uint64_t now_ms);
+    void from_device(std::span<uint8_t> frame, const Offload& offload, uint64_t now_ms);
     void from_peer(const Record& record, HoldQueue::Order order, uint64_t now_ms);
     void peer_phase(Phase phase, uint64_t now_ms);
     // In how many ms it wants to be called again.
     uint64_t tick(uint64_t now_ms);
+    // After each burst of the above: nothing for the device is waiting to be joined any more.
+    void flush();
 
     // Commands. Each may be given again. Throws Error(state) where this end has no such command or
     // the link is not up.
@@ -88,12 +91,23 @@ public:
     const EndCounters& counters() const { return counters_; }
 
 private:
-    void from_device_home(std::span<uint8_t> frame, const Parsed& parsed, uint64_t now_ms);
+    void from_device_home(std::span<uint8_t> frame,
+                          const Offload& offload,
+                          const Parsed& parsed,
+                          uint64_t now_ms);
     void frame_from_peer(Bytes frame, HoldQueue::Order order, uint64_t now_ms);
     void frame_at_home(Bytes frame, const Parsed& parsed, uint64_t now_ms);
-    void carry(std::span<uint8_t> frame, const Parsed& parsed, bool from_vm, uint64_t now_ms);
+    void carry(std::span<uint8_t> frame,
+               const Offload& offload,
+               const Parsed& parsed,
+               bool from_vm,
+               uint64_t now_ms);
     void split_to_peer(Bytes frame);
-    void deliver(Bytes frame);
+    void deliver(Bytes frame, const Parsed& parsed);
+    void to_device(Bytes frame);
+    auto device() {
+        return [this](Bytes frame, const Offload& offload) { around_.to_device(frame, offload); };
+    }
     void set_phase(Phase phase);
     void send_back();
     uint64_t tick_away(uint64_t now_ms);
@@ -103,6 +117,8 @@ private:
     const AddressFilter filter_;
     FlowTable flows_;
     HoldQueue held_;
+    TcpCutter tcp_cutter_;
+    TcpJoiner tcp_joiner_;
     Splitter splitter_;
     Joiner joiner_;
     EndCounters counters_;

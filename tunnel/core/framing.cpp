@@ -87,10 +87,10 @@ void Splitter::whole(Bytes frame) {
 }
 
 // Pieces of the same size, give or take a byte: the small one of two is lost as often as a large
-// one.
+// one. The larger one of two comes first, so that they go out together.
 void Splitter::piece(Bytes frame, size_t count, size_t index) {
-    const size_t from = frame.size() * index / count;
-    const Bytes part = frame.subspan(from, frame.size() * (index + 1) / count - from);
+    const auto from = [&](size_t i) { return (frame.size() * i + count - 1) / count; };
+    const Bytes part = frame.subspan(from(index), from(index + 1) - from(index));
     buffer_.resize(piece_header + part.size());
     buffer_[0] = type_piece;
     buffer_[1] = static_cast<uint8_t>(index);

@@ -2,6 +2,7 @@
 #include "tunnel/core/packet.h"
 
 #include <algorithm>
+#include <cstring>
 
 namespace drover::tunnel {
 namespace {
@@ -167,19 +168,24 @@ void put32(uint8_t* at, uint32_t value) {
 }
 
 uint32_t sum_words(Bytes bytes, uint32_t sum) {
-    // 64 KiB of 0xffff words, and more behind them, fit into 64 bits before they are folded.
-    uint64_t wide = sum;
-    size_t i = 0;
-    for (; i + 1 < bytes.size(); i += 2) {
-        wide += get16(bytes.data() + i);
+    // The order of the bytes in a word may be any, if the sum is read in the same one.
+    uint64_t wide = 0, words = 0;
+    for (; bytes.size() >= sizeof words; bytes = bytes.subspan(sizeof words)) {
+        std::memcpy(&words, bytes.data(), sizeof words);
+        wide += (words & 0xffffffff) + (words >> 32);
     }
-    if (i < bytes.size()) {
-        wide += static_cast<uint64_t>(bytes[i]) << 8;
+    words = 0;
+    if (!bytes.empty()) {
+        std::memcpy(&words, bytes.data(), bytes.size());
     }
+    wide += (words & 0xffffffff) + (words >> 32);
     while (wide >> 16 != 0) {
         wide = (wide & 0xffff) + (wide >> 16);
     }
-    return static_cast<uint32_t>(wide);
+    const auto folded = static_cast<uint16_t>(wide);
+    uint8_t in_order[2];
+    std::memcpy(in_order, &folded, sizeof folded);
+    return sum + get16(in_order);
 }
 
 uint16_t folded_checksum(uint32_t sum) {

@@ -14,7 +14,7 @@ inline constexpr uint8_t ip_icmp = 1, ip_tcp = 6, ip_udp = 17, ip_icmpv6 = 58;
 inline constexpr uint8_t nd_router_solicit = 133, nd_router_advert = 134, nd_solicit = 135,
                          nd_advert = 136;
 namespace tcp_flag {
-inline constexpr uint8_t fin = 1, syn = 2, rst = 4, ack = 16;
+inline constexpr uint8_t fin = 1, syn = 2, rst = 4, psh = 8, ack = 16, cwr = 128;
 }
 
 // Big-endian, as on the wire; the caller has checked that they are there.
