@@ -22,7 +22,7 @@
 #   linked                    both ends say that the link is up
 #   pings HOST ADDRESS        three answers come
 #   as_before                 src and dst are as they were after lab_up, and no files are left
-#   flows_start NAME ADDRESS COUNT [INTERVAL-MS [BULK]]   connections of the client to the VM
+#   flows_start NAME ADDRESS COUNT [INTERVAL-MS [BULK]]   connections of the client, or $flows_from, to the VM
 #   flows_stop NAME           their report is in NAME.json; fails if one broke or a byte was wrong
 # shellcheck shell=bash
 
@@ -207,7 +207,7 @@ as_before() {
 flows_start() {
     local name=$1
     shift
-    ip netns exec "$tunnel_prefix-client" "$lab_bin/flows" connect "$1" 7777 "${@:2}" >"$tmp/$name.out" 2>"$tmp/$name.err" &
+    ip netns exec "$tunnel_prefix-${flows_from:-client}" "$lab_bin/flows" connect "$1" 7777 "${@:2}" >"$tmp/$name.out" 2>"$tmp/$name.err" &
     flows_pid[$name]=$!
     on_exit e2e_kill "${flows_pid[$name]}"
     wait_for 60 grep -qs open "$tmp/$name.out"

@@ -19,6 +19,10 @@ flows_start v6 2001:db8:1::10 50 500
 sleep 2
 [[ $(status src .frames.to_peer) == 0 ]] || fail "frames cross before they are diverted"
 
+# Packets that come to the tunnel larger than the MTU, and leave it so.
+flows_from=third flows_start near-v4 10.1.0.10 5 500 2
+flows_from=third flows_start near-v6 2001:db8:1::10 5 500 2
+
 echo "# pause, divert, resume"
 vm_plug none
 tunnel src divert
@@ -27,6 +31,8 @@ sleep 0.5
 vm_plug dst
 tunnel dst resume
 sleep 5
+flows_stop near-v4
+flows_stop near-v6
 pings client 10.1.0.10 || fail "a new ping to the old address"
 pings third 10.1.0.10 || fail "a neighbour of the old segment"
 pings third 2001:db8:1::10 || fail "a neighbour of the old segment, IPv6"

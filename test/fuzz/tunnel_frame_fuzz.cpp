@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Any bytes as a frame at either end of the tunnel, from either side. What passes the filter is
-// about the VM's addresses; what is changed or made has a right checksum where it had one.
+// about the VM's addresses; what is changed or made has a right checksum where it had one. TCP is
+// cut and joined to what it was.
 #include "test/fuzz/check.h"
 #include "tunnel/core/flow_table.h"
+#include "tunnel/core/offload.h"
 #include "tunnel/core/responder.h"
 #include "tunnel/core/segment.h"
 #include "tunnel/core/tcp_rewrite.h"
@@ -20,6 +22,33 @@ uint16_t transport_sum(const Frame& frame, const IpPacket& ip) {
     const uint32_t pseudo = sum_words(ip.destination.span(), sum_words(ip.source.span())) +
                             static_cast<uint32_t>(payload.size()) + ip.protocol;
     return folded_checksum(sum_words(payload, pseudo));
+}
+
+void cut_and_join(const Frame& frame, const Parsed& parsed) {
+    constexpr size_t most = 600;
+    TcpCutter cutter;
+    TcpJoiner joiner;
+    std::vector<Frame> joined;
+    size_t packets = 0;
+    const auto out = [&](Bytes bytes, const Offload& offload) {
+        FUZZ_CHECK(offload.kind == Offload::uncut || offload.segment > 0);
+        joined.emplace_back(bytes.begin(), bytes.end());
+        complete_checksum(joined.back(), offload);
+    };
+    cutter.cut(frame, parsed, 100, most, [&](Bytes bytes) {
+        const auto part = parse_frame(bytes);
+        FUZZ_CHECK(bytes.size() <= most && part->ip && part->ip->end == bytes.size());
+        FUZZ_CHECK(transport_sum(Frame(bytes.begin(), bytes.end()), *part->ip) == 0);
+        FUZZ_CHECK(part->ip->payload == parsed.ip->payload);
+        joiner.add(bytes, *part, out);
+        ++packets;
+    });
+    joiner.flush(out);
+    for (const Frame& each : joined) {
+        const auto part = parse_frame(each);
+        FUZZ_CHECK(part->ip && transport_sum(each, *part->ip) == 0);
+    }
+    FUZZ_CHECK(joined.size() <= packets);
 }
 
 } // namespace
@@ -50,6 +79,11 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
         FUZZ_CHECK(!ip.dhcp || (ip.protocol == ip_udp && !ip.fragment));
         FUZZ_CHECK(!parsed->destination.is_group() || !ip.dhcp || !(from_vm || to_vm) ||
                    ip.dhcp->client == nic.mac);
+        cut_and_join(frame, *parsed);
+        Frame completed = frame;
+        const auto word = static_cast<uint16_t>(size > 1 ? get16(data) : 0);
+        complete_checksum(completed, {Offload::begun, Offload::uncut, 0, 0, word, data[0]});
+        FUZZ_CHECK(completed.size() == size);
         const bool right = transport_sum(frame, ip) == 0;
         if (clamp_mss(frame, *parsed, 600)) {
             FUZZ_CHECK(frame.size() == size);
