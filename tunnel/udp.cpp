@@ -3,6 +3,7 @@
 
 #include "common/error.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include <fcntl.h>
@@ -205,7 +206,7 @@ std::optional<Received> receive_from(int fd, std::span<uint8_t> buffer) {
         if (header->cmsg_level == SOL_UDP && header->cmsg_type == UDP_GRO) {
             int segment = 0;
             std::memcpy(&segment, CMSG_DATA(header), sizeof segment);
-            received.size = static_cast<size_t>(segment);
+            received.size = static_cast<size_t>(std::max(segment, 1));
         }
     }
     return received;

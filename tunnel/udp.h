@@ -34,9 +34,9 @@ UniqueFd copy_of_socket(int socket);
 // together, with a smaller one behind them.
 class Outbox {
 public:
-    // To nobody in particular (size 0) by a socket that is connected.
+    // peer: of size 0 where the socket is connected. It may wait for others until the next flush().
     void add(int fd, const SocketAddress& peer, Bytes datagram);
-    // What can't be sent is lost, as it may be on its way.
+    // What can't be sent is lost, as it may be on its way. To be called before a socket is closed.
     void flush();
 
 private:

@@ -94,7 +94,6 @@ void End::split_to_peer(Bytes frame) {
     ++counters_.to_peer;
 }
 
-// Of TCP packets that follow each other, one is made.
 void End::deliver(Bytes frame, const Parsed& parsed) {
     tcp_joiner_.add(frame, parsed, device());
     ++counters_.to_device;

@@ -53,7 +53,7 @@ private:
 // one size, with the same words in their headers and right checksums. Nothing is overtaken.
 class TcpJoiner {
 public:
-    // frame(bytes, offload) for what is ready: maybe not yet the one that is added. The bytes are
+    // out(bytes, offload) for what is ready: maybe not yet the one that is added. The bytes are
     // valid during the call.
     template <class Out>
     void add(Bytes frame, const Parsed& parsed, Out out) {
