@@ -180,7 +180,12 @@ asio::awaitable<void> QemuIncoming::wait_for_monitor(Deadline deadline) {
 
 void QemuIncoming::on_event(const std::string& event, const Json& data) {
     if (event == "MIGRATION") {
-        status_ = data.value("status", "");
+        const std::string status = data.value("status", "");
+        // It says `setup` of each address that it is told to listen at; a migration that is broken
+        // stays so until somebody has come there.
+        if (status != "setup" || status_ != qemu::postcopy_broken) {
+            status_ = status;
+        }
         if (!loaded_) {
             state_ = "incoming: " + status_;
         }
@@ -278,8 +283,14 @@ asio::awaitable<MemoryWait> QemuIncoming::accept_again(MemoryLink link) {
             co_await qmp_->execute("query-migrate", std::move(none), command_patience);
         status_ = migration.value("status", "");
     }
-    if (!status_.starts_with("postcopy-")) {
+    if (status_ == "completed") {
         co_return MemoryWait::whole;
+    }
+    if (!status_.starts_with("postcopy-")) {
+        throw Error(ErrorKind::peer,
+                    fmt::format("whether the memory is whole is not known: QEMU's migration is in "
+                                "state '{}'",
+                                status_));
     }
     const Deadline deadline = Clock::now() + command_patience;
     if (status_ != qemu::postcopy_broken) {
