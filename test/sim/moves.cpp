@@ -80,8 +80,8 @@ Task<> World::keep_recovered() {
     }
 }
 
-// The destination's host, in the midst of a migration; mostly when that is about to be decided.
-Task<> World::lose_destination() {
+// In the midst of a migration; mostly when that is about to be decided. False: it is too late.
+Task<bool> World::amid_migration() {
     const auto under_way = [this] { return journal.is_open() && coordinator; };
     const auto deciding = [&] { return under_way() && journal.last == JournalStep::promote; };
     if (random.chance(70)) {
@@ -91,8 +91,14 @@ Task<> World::lose_destination() {
         co_await until(under_way);
         co_await pause(random.below(20'000));
     }
+    co_return journal.is_open() && !stop_faults;
+}
+
+// The destination's host.
+Task<> World::lose_destination() {
+    const bool amid = co_await amid_migration();
     const size_t site = 1 - journal.from;
-    if (!journal.is_open() || !hosts[site].up || stop_faults) {
+    if (!amid || !hosts[site].up) {
         co_return;
     }
     hit(Probe::destination_lost);
@@ -117,17 +123,9 @@ Task<> World::lose_destination() {
 
 // The source's host likewise; then the operator takes the VM at the destination, if he can.
 Task<> World::lose_source() {
-    const auto under_way = [this] { return journal.is_open() && coordinator; };
-    const auto deciding = [&] { return under_way() && journal.last == JournalStep::promote; };
-    if (random.chance(70)) {
-        co_await until(deciding);
-        co_await pause(random.below(80));
-    } else {
-        co_await until(under_way);
-        co_await pause(random.below(20'000));
-    }
+    const bool amid = co_await amid_migration();
     const size_t site = journal.from;
-    if (!journal.is_open() || !hosts[site].up || stop_faults) {
+    if (!amid || !hosts[site].up) {
         co_return;
     }
     hit(Probe::source_lost);
@@ -196,10 +194,9 @@ Task<> World::take_disks(size_t site) {
     if (promoted && !forced && first.stage == Stage::over) {
         co_return; // its source knew
     }
-    const bool held =
-        std::any_of(disks_[site].begin(), disks_[site].end(), [](const auto& each) {
-            return !may_write(each->plugin->record()) || each->plugin->unconfirmed();
-        });
+    const bool held = std::any_of(disks_[site].begin(), disks_[site].end(), [](const auto& each) {
+        return !may_write(each->plugin->record()) || each->plugin->unconfirmed();
+    });
     std::optional<std::string> token;
     if (promoted && !forced && !held) {
         token = first.token;

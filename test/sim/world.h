@@ -211,6 +211,7 @@ private:
     Task<> moves();
     Task<> move(size_t from);
     Task<> keep_recovered();
+    Task<bool> amid_migration();
     Task<> lose_destination();
     Task<> lose_source();
     Task<bool> take_by_force(size_t site);
