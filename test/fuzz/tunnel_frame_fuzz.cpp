@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Any bytes as a frame at either end of the tunnel, from either side. What passes the filter is
-// about the VM's addresses; what is changed or made has a right checksum where it had one. TCP is
-// cut and joined to what it was.
+// about the VM's addresses; what is changed or made has a right checksum where it had one, and so
+// has TCP that is cut and joined.
 #include "test/fuzz/check.h"
 #include "tunnel/core/flow_table.h"
 #include "tunnel/core/offload.h"
